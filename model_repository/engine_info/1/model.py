@@ -1,0 +1,43 @@
+"""What is served: manifest, limits and live statistics as JSON. Echoes bytes, for the server's self-test."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from mixtral_runtime.errors import Internal, MixtralError
+from mixtral_runtime.manifest import MANIFEST_NAME
+from mixtral_serving.triton import as_mixtral_error, call_engine, check_numpy, engine_dir, error_response, read, response
+from mixtral_serving.triton_log import log_to_triton
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        check_numpy()
+        self.log = log_to_triton(args["model_name"])
+        self.manifest = json.loads((engine_dir() / MANIFEST_NAME).read_text())
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            info = {"manifest": self.manifest, "limits": self.manifest["limits"], "stats": engine_stats()}
+            outputs = {"info": np.array([[json.dumps(info)]], np.object_)}
+            if (echo := read(request).array("echo")) is not None:
+                outputs["echo"] = echo
+            return response(outputs)
+        except Exception as error:
+            if not isinstance(error, MixtralError):
+                self.log.exception("the engine's statistics could not be read")
+            return error_response(as_mixtral_error(error))
+
+
+def engine_stats() -> dict[str, Any]:
+    for answer in call_engine({"return_engine_stats": np.array([[True]])}, ["engine_stats"]):
+        if answer.has_error():
+            raise Internal(f"the engine gives no statistics: {answer.error().message()}")
+        for tensor in answer.output_tensors():
+            stats: dict[str, Any] = json.loads(tensor.as_numpy().reshape(-1)[0])
+            return stats
+    raise Internal("the engine gives no statistics")

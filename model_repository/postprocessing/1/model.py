@@ -1,0 +1,21 @@
+"""Detokenizer of the ensemble: the engine's responses become text, and what ends early ends the engine's work too."""
+
+from typing import Any
+
+from mixtral_serving.detokenizer_model import DetokenizerModel
+from mixtral_serving.prompt import PromptBuilder
+from mixtral_serving.triton import check_numpy, engine_dir
+from mixtral_serving.triton_log import log_to_triton
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        check_numpy()
+        log_to_triton(args["model_name"])
+        self.model = DetokenizerModel(PromptBuilder.load(engine_dir() / "tokenizer").vocabulary)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self.model.answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        self.model.close()

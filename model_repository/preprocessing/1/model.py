@@ -1,0 +1,27 @@
+"""Tokenizer of the ensemble: text, chat messages or ids become the engine's inputs."""
+
+from typing import Any
+
+from mixtral_runtime.errors import MixtralError
+from mixtral_serving.preprocessor import preprocess
+from mixtral_serving.prompt import PromptBuilder
+from mixtral_serving.triton import as_mixtral_error, check_numpy, engine_dir, error_response, read, response
+from mixtral_serving.triton_log import log_to_triton
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        check_numpy()
+        self.log = log_to_triton(args["model_name"])
+        self.builder = PromptBuilder.load(engine_dir() / "tokenizer")
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            return response(preprocess(self.builder, read(request)))
+        except Exception as error:
+            if not isinstance(error, MixtralError):
+                self.log.exception("a prompt could not be prepared")
+            return error_response(as_mixtral_error(error))

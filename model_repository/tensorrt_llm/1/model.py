@@ -1,0 +1,29 @@
+"""The engine of the ensemble, whichever runtime the engine directory names."""
+
+from typing import Any
+
+from mixtral_runtime.open_engine import open_engine
+from mixtral_serving.engine_model import EngineModel
+from mixtral_serving.prompt import PromptBuilder
+from mixtral_serving.serve_config import ServeConfig
+from mixtral_serving.triton import check_numpy, engine_dir
+from mixtral_serving.triton_log import log_to_triton
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        check_numpy()
+        log_to_triton(args["model_name"])
+        self.config = ServeConfig.from_environment()
+        directory = engine_dir()
+        end_id = PromptBuilder.load(directory / "tokenizer").end_id
+        engine = open_engine(
+            directory, device=self.config.engine.device, activation_dtype=self.config.engine.activation_dtype
+        )
+        self.model = EngineModel(engine, end_id)
+
+    def execute(self, requests: list[Any]) -> None:
+        self.model.execute(requests)
+
+    def finalize(self) -> None:
+        self.model.close(self.config.engine.drain_s)

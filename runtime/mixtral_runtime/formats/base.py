@@ -1,0 +1,62 @@
+"""What a quantisation format is: one module with two halves, how weights are quantised and how they are multiplied."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and dtype of one tensor of a checkpoint, known before any weight is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Linear(Protocol):
+    """The multiply half: one loaded weight matrix of logical shape [out_features, in_features]."""
+
+    out_features: int
+    in_features: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[tokens, in] -> [tokens, out], in x's dtype. Row i of the result depends on row i of x alone, bit for bit:
+        that is what makes a request's tokens independent of the batch it runs in."""
+        ...
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The weight that is multiplied, [out, in]: the oracle of tests and quality measurements."""
+        ...
+
+
+class Format(Protocol):
+    """One quantisation scheme. `weight_name` ends in `.weight`; shapes are TensorRT-LLM's [..., out, in]."""
+
+    @property
+    def name(self) -> str:
+        """As given to --precision."""
+
+    @property
+    def layout(self) -> str | None:
+        """How the stored bytes are arranged, where there is a choice."""
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """The fields of config.json's `quantization` object that this format sets."""
+
+    def specs(self, weight_name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[TensorSpec]:
+        """The tensors that replace one weight of `shape` [out, in] or [experts, out, in]; the weight itself first."""
+        ...
+
+    def quantize(self, weight_name: str, weight: Tensor) -> dict[str, Tensor]:
+        """The same tensors by name, made from [out, in] or [experts, out, in] in the model's dtype; the experts may be
+        some of them, so that one can be streamed at a time."""
+        ...
+
+    def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
+        """A Linear over one matrix's tensors, keyed by suffix (`weight`, `per_channel_scale`, ...), on their device;
+        `dtype` is that of the activations."""
+        ...

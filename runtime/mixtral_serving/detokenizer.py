@@ -1,0 +1,125 @@
+"""What `postprocessing` does: engine responses in, the client's responses out, one for one and in order."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mixtral_runtime.errors import Internal, InvalidArgument, MixtralError, Unavailable
+from mixtral_serving.stream_context import StreamContext
+from mixtral_serving.tensors import Array, Tensors
+from mixtral_serving.text_stream import TextStream
+from mixtral_serving.vocabulary import Vocabulary
+
+MAX_STOPS = 64
+_BY_CODE: dict[str, type[MixtralError]] = {kind.code: kind for kind in (InvalidArgument, Unavailable, Internal)}
+
+
+@dataclass(slots=True)
+class _Stream:
+    context: StreamContext
+    text: TextStream
+    cum_log_prob: float = 0.0
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class Reply:
+    """outputs: tensors by name. stop: the engine should end this stream. ended: nothing more will come for it."""
+
+    outputs: dict[str, Array] = field(default_factory=dict)
+    stop: bool = False
+    ended: bool = False
+
+
+class Detokenizer:
+    """The text streams of all live requests, by STREAM_ID.
+
+    A stream begins with the response that carries a context and ends with the one that carries a finish reason or an
+    error; nothing is kept past that. Responses without a known stream are decoded by themselves.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._streams: dict[int, _Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def handle(self, stream_id: int | None, inputs: Tensors) -> Reply:
+        """One response of the engine. Raises the engine's error when the response carries one."""
+        stream = self._stream(stream_id, inputs)
+        finish_reason = inputs.one("FINISH_REASON")
+        if (error := inputs.one("STREAM_ERROR")) is not None:
+            self.drop(stream_id)
+            raise unpack_error(error)
+        was_stopped = stream.text.stopped
+        ids = _token_ids(inputs)
+        piece = stream.text.push(ids, final=finish_reason is not None)
+        text = piece.text
+        if not stream.begun:
+            stream.begun = True
+            text = (stream.context.prompt_text or "") + text
+        # Always present, even empty: NVIDIA's clients index it without looking.
+        reply = Reply({"OUTPUT": np.array([text.encode()], np.object_)}, ended=finish_reason is not None)
+        if not was_stopped:
+            self._add_token_outputs(reply.outputs, stream, inputs, ids[: piece.tokens])
+            if piece.stopped:
+                reply.stop = finish_reason is None
+                finish_reason = b"stop"
+            if finish_reason is not None:
+                reply.outputs["finish_reason"] = np.array([[finish_reason]], np.object_)
+        if reply.ended:
+            self.drop(stream_id)
+        return reply
+
+    def drop(self, stream_id: int | None) -> None:
+        """Forgets a stream; harmless when it is not there."""
+        if stream_id is not None:
+            self._streams.pop(stream_id, None)
+
+    def _stream(self, stream_id: int | None, inputs: Tensors) -> _Stream:
+        packed = inputs.one("STREAM_CONTEXT")
+        if packed is None and stream_id is not None and (known := self._streams.get(stream_id)):
+            return known
+        context = StreamContext([], [], return_output_ids=True) if packed is None else StreamContext.unpack(packed)
+        text = TextStream(self._vocabulary, context.prompt_tail, context.stops, strip_space=context.strip_space)
+        stream = _Stream(context, text)
+        if packed is not None and stream_id is not None:
+            self._streams[stream_id] = stream
+        return stream
+
+    @staticmethod
+    def _add_token_outputs(outputs: dict[str, Array], stream: _Stream, inputs: Tensors, ids: list[int]) -> None:
+        """Everything per token, cut behind the token in which a stop string ended."""
+        count = len(ids)
+        if stream.context.return_output_ids:
+            outputs["output_ids"] = np.array([[ids]], np.int32)
+        if (prompt_log_probs := inputs.array("PROMPT_LOG_PROBS")) is not None:
+            outputs["prompt_log_probs"] = prompt_log_probs
+        if count and (input_tokens := inputs.array("NUM_INPUT_TOKENS")) is not None:
+            outputs["num_input_tokens"] = input_tokens
+        if count and "NUM_OUTPUT_TOKENS" in inputs:
+            outputs["num_output_tokens"] = np.array([[count]], np.int32)
+        if (log_probs := inputs.array("OUTPUT_LOG_PROBS")) is not None:
+            cut = log_probs[:, :, :count]  # [1, beams, tokens]
+            stream.cum_log_prob += float(cut.sum())
+            outputs["output_log_probs"] = cut
+            outputs["cum_log_probs"] = np.array([[stream.cum_log_prob]], np.float32)
+        for name in ("top_token_ids", "top_log_probs"):
+            if (alternatives := inputs.array(name.upper())) is not None:
+                outputs[name] = alternatives[:, :count]  # [1, tokens, alternatives]
+
+
+def _token_ids(inputs: Tensors) -> list[int]:
+    tokens = inputs.array("TOKENS_BATCH")
+    if tokens is None or tokens.size == 0:
+        return []
+    ids: list[int] = tokens.reshape(-1).tolist()
+    length = inputs.one("SEQUENCE_LENGTH", len(ids))
+    return ids[:length]
+
+
+def unpack_error(packed: bytes) -> MixtralError:
+    """The error that the engine model sent as text `CODE: sentence`."""
+    code, _, sentence = packed.decode().partition(": ")
+    return _BY_CODE.get(code, Internal)(sentence)

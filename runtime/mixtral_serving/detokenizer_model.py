@@ -1,0 +1,66 @@
+"""The `postprocessing` Triton model: the detokenizer, and the stop requests that only it can send.
+
+The ensemble never tells a running step that its client left. This model sees it on the next response and stops the
+engine for that STREAM_ID; a stop string and a failure here take the same way.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mixtral_runtime.errors import MixtralError
+from mixtral_serving.detokenizer import Detokenizer
+from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
+from mixtral_serving.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class DetokenizerModel:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._detokenizer = Detokenizer(vocabulary)
+        # A stop request waits for the engine model, so it must not hold up the one instance of this model.
+        self._stopper = ThreadPoolExecutor(1, thread_name_prefix="stopper")
+        self._stopping: set[int] = set()
+
+    def answer(self, request: Any) -> Any:
+        """Exactly one response per request, in order: the server matches them by number."""
+        inputs = read(request)
+        stream_id: int | None = inputs.one("STREAM_ID")
+        try:
+            reply = self._detokenizer.handle(stream_id, inputs)
+        except Exception as error:
+            if not isinstance(error, MixtralError):
+                log.exception("a response could not be decoded")
+                self._detokenizer.drop(stream_id)
+                self._stop(stream_id)
+            self._forget(stream_id)  # the ensemble request ends with this error, nothing more comes for it
+            return error_response(as_mixtral_error(error))
+        if reply.ended:
+            self._forget(stream_id)
+        elif reply.stop or request.is_cancelled():
+            self._stop(stream_id)
+        return response(reply.outputs)
+
+    def close(self) -> None:
+        self._stopper.shutdown(wait=False, cancel_futures=True)
+
+    def _stop(self, stream_id: int | None) -> None:
+        """Once per stream: responses that are already on their way see the same cancel."""
+        if stream_id is None or stream_id in self._stopping:
+            return
+        self._stopping.add(stream_id)
+        self._stopper.submit(_stop_engine, stream_id)
+
+    def _forget(self, stream_id: int | None) -> None:
+        if stream_id is not None:
+            self._stopping.discard(stream_id)
+
+
+def _stop_engine(stream_id: int) -> None:
+    inputs = {"stop": np.array([[True]]), "stream_id": np.array([[stream_id]], np.uint64)}
+    for answer in call_engine(inputs, ["output_ids"]):
+        if answer.has_error():
+            log.error("the engine could not be told to stop: %s", answer.error().message())

@@ -1,0 +1,92 @@
+"""The `tensorrt_llm` Triton model: requests into the engine, outputs back as NVIDIA's tensors."""
+
+import json
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mixtral_runtime.engine import Engine, Output
+from mixtral_runtime.errors import MixtralError
+from mixtral_serving.engine_request import engine_request
+from mixtral_serving.streams import Stream, Streams
+from mixtral_serving.tensors import Array, Tensors
+from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
+
+log = logging.getLogger(__name__)
+
+
+class EngineModel:
+    """One engine behind Triton's decoupled execute: it submits and returns, the streams' thread answers."""
+
+    def __init__(self, engine: Engine, end_id: int | None) -> None:
+        self._engine = engine
+        self._end_id = end_id
+        self._streams = Streams(engine, respond)
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = TritonSender(request.get_response_sender())
+            try:
+                self._accept(read(request), request.request_id(), sender)
+            except Exception as error:
+                if not isinstance(error, MixtralError):
+                    log.exception("a request could not be submitted")
+                sender.send(error_response(as_mixtral_error(error)), final=True)
+
+    def close(self, drain_s: float) -> None:
+        self._streams.close(drain_s)
+
+    def _accept(self, inputs: Tensors, request_id: str, sender: TritonSender) -> None:
+        if inputs.flag("stop"):
+            self._streams.stop(stream_id=inputs.one("stream_id"), request_id=request_id)
+            sender.end()
+            return
+        if inputs.flag("return_engine_stats"):
+            stats = asdict(self._engine.stats()) | {"streams": len(self._streams)}
+            sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
+            return
+        request, flags = engine_request(inputs, self._end_id)
+        stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
+        self._streams.submit(request, stream)
+
+
+def respond(stream: Stream, output: Output | None) -> Any:
+    """One engine output as a response; without an output, an empty one that shows a cancel to `postprocessing`.
+
+    An error of a stream of the ensemble travels as a tensor, because the ensemble would otherwise end without
+    `postprocessing` learning of it.
+    """
+    if output is not None and output.error is not None and stream.context is None:
+        return error_response(output.error)
+    return response(output_tensors(stream, output))
+
+
+def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
+    ids = [] if output is None else output.token_ids
+    tensors: dict[str, Array] = {
+        "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
+        "sequence_length": np.array([[len(ids)]], np.int32),
+        "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
+    }
+    if stream.sent == 0 and stream.context is not None:
+        tensors["STREAM_CONTEXT"] = np.array([[stream.context]], np.object_)
+    if output is None:
+        return tensors
+    if output.error is not None:
+        tensors["stream_error"] = np.array([[output.error.text.encode()]], np.object_)
+    if output.finish_reason is not None:
+        tensors["finish_reason"] = np.array([[output.finish_reason.value.encode()]], np.object_)
+    if ids and stream.flags.num_input_tokens:
+        tensors["num_input_tokens"] = np.array([[output.counts.input_tokens]], np.int32)
+    if ids and stream.flags.num_output_tokens:
+        tensors["num_output_tokens"] = np.array([[len(ids)]], np.int32)
+    if output.log_probs is not None:
+        tensors["output_log_probs"] = np.array([[output.log_probs]], np.float32)
+    if output.prompt_log_probs is not None:
+        tensors["prompt_log_probs"] = np.array([output.prompt_log_probs], np.float32)
+    if output.top_log_probs:
+        tensors["top_token_ids"] = np.array([[top.token_ids for top in output.top_log_probs]], np.int32)
+        tensors["top_log_probs"] = np.array([[top.log_probs for top in output.top_log_probs]], np.float32)
+    return tensors

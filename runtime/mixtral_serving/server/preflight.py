@@ -1,0 +1,52 @@
+"""What must hold before the server starts, each failure one sentence with the fix."""
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+from mixtral_runtime.errors import InvalidArgument, Unavailable
+from mixtral_runtime.manifest import Manifest
+from mixtral_serving.serve_config import ServeConfig
+from mixtral_serving.server.command import Address
+
+SHM_NEEDED = 16 * 2**20  # bytes: five stubs take 1 MiB each at start and grow with the requests
+
+
+def check_all(engine_dir: Path, config: Path | None, address: Address) -> Manifest:
+    """Raises the first MixtralError; returns the engine's manifest."""
+    manifest = Manifest.load(engine_dir)
+    manifest.check_files(engine_dir)
+    if config is not None:
+        ServeConfig.load(config)
+    check_ports(address)
+    check_shared_memory(Path("/dev/shm"))
+    return manifest
+
+
+def check_ports(address: Address) -> None:
+    ports = {"--http-port": address.http_port, "--grpc-port": address.grpc_port, "--metrics-port": address.metrics_port}
+    if len(set(ports.values())) < len(ports):
+        raise InvalidArgument(f"the ports {', '.join(map(str, ports.values()))} must differ")
+    for option, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address.host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise Unavailable(f"port {port} is in use; stop what listens there or choose another with {option}") from error
+                raise InvalidArgument(f"cannot listen on {address.host}:{port}: {error.strerror}") from error
+
+
+def check_shared_memory(folder: Path) -> None:
+    try:
+        stat = os.statvfs(folder)
+    except OSError as error:
+        raise Unavailable(f"{folder} is missing; Triton's Python backend needs POSIX shared memory") from error
+    free = stat.f_bavail * stat.f_frsize
+    if free < SHM_NEEDED:
+        raise Unavailable(
+            f"{folder} has {free / 2**20:.0f} MiB free, {SHM_NEEDED / 2**20:.0f} MiB are needed; "
+            f"in a container raise it with --shm-size"
+        )

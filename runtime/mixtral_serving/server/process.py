@@ -1,0 +1,111 @@
+"""One running server: started, waited for, stopped, and everything it leaves behind removed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from mixtral_runtime.errors import Internal
+from mixtral_serving.server.command import EXIT_TIMEOUT_S, Address, server_command, server_environment
+from mixtral_serving.server.installation import find_installation
+
+SHM = Path("/dev/shm")
+_STOP_GRACE_S = EXIT_TIMEOUT_S + 10
+
+
+class ServerProcess:
+    """A Triton server with all its stubs in a process group of its own. Use it as a context manager: leaving it stops
+    the server, kills what is left of the group and removes its shared memory and its work folder."""
+
+    def __init__(
+        self, repository: Path, engine_dir: Path, address: Address, config: Path | None, log: IO[bytes] | None = None
+    ) -> None:
+        """`log`: where the server's own log goes; stderr when it is None."""
+        self.address = address
+        self._repository = repository.resolve()
+        self._engine_dir = engine_dir.resolve()
+        self._config = config.resolve() if config else None
+        self._log = log
+        self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
+        self._work_dir: Path | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "ServerProcess":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        # A neutral working directory: the stub puts it first on its module path.
+        self._work_dir = Path(tempfile.mkdtemp(prefix="mixtral-server-"))
+        installation = find_installation(self._work_dir)
+        python_bin = Path(sys.executable).parent
+        self.process = subprocess.Popen(
+            server_command(installation, self._repository, self.address, self._shm_prefix),
+            env=server_environment(os.environ, installation, python_bin, self._engine_dir, self._config),
+            cwd=self._work_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log or sys.stderr,
+            stderr=self._log or sys.stderr,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Raises Internal when the server ends or is not ready in time."""
+        assert self.process is not None
+        url = f"http://{self.address.local_host}:{self.address.http_port}/v2/health/ready"
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if (code := self.process.poll()) is not None:
+                raise Internal(f"the server ended while starting, exit code {code}; its log above says why")
+            try:
+                with urllib.request.urlopen(url, timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                pass
+            time.sleep(0.1)
+        raise Internal(f"the server was not ready after {timeout_s:g} s; its log above says how far it came")
+
+    def wait(self) -> int:
+        assert self.process is not None
+        return self.process.wait()
+
+    def signal(self, number: int) -> None:
+        """Asks the server itself; its stubs end with it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for the whole group: a crashed server can hang in its own signal handler, and stubs
+        have been seen to outlive it."""
+        if self.process is not None:
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(_STOP_GRACE_S)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self.process.wait()
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+        if self._work_dir is not None:
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+            self._work_dir = None

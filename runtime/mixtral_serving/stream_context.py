@@ -1,0 +1,27 @@
+"""What `postprocessing` must know of a request, as the one opaque tensor that reaches it.
+
+An ensemble input cannot be mapped into a step behind a decoupled model, so `preprocessing` packs this, the engine
+model carries it unread and sends it with the first response of the stream.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StreamContext:
+    """prompt_tail: the prompt's last token ids. stops: stop strings. prompt_text: put before the output, or None.
+    strip_space: drop one leading space of the output. return_output_ids: send token ids along."""
+
+    prompt_tail: list[int]
+    stops: list[str]
+    prompt_text: str | None = None
+    strip_space: bool = False
+    return_output_ids: bool = False
+
+    def pack(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "StreamContext":
+        return cls(**json.loads(packed))

@@ -1,0 +1,121 @@
+"""The live streams of the engine model: one thread polls the engine and answers, so the step loop never waits.
+
+While this thread sends, the engine goes on and merges what it produces, so a path that lags gets fewer and larger
+responses by itself.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mixtral_runtime.engine import Engine, Output, Request
+from mixtral_serving.engine_request import ResponseFlags
+
+HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response lets a cancel be seen
+_POLL_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class ResponseSender(Protocol):
+    """Triton's sender of one request. After the final response no call on it is allowed: the server would crash."""
+
+    def send(self, response: Any, final: bool) -> None: ...
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class Stream:
+    """One request being answered. context: travels on the first response; only requests of the ensemble have one."""
+
+    sender: ResponseSender
+    request_id: str
+    flags: ResponseFlags
+    streaming: bool
+    context: bytes | None
+    stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
+    sent: int = 0
+    last_sent: float = field(default_factory=time.monotonic)
+
+
+class Streams:
+    """Submits requests to the engine and sends what it returns. `respond(stream, output)` makes Triton's response;
+    without an output it is an empty one. Senders are used by the one thread of this object alone."""
+
+    def __init__(self, engine: Engine, respond: Callable[[Stream, Output | None], Any]) -> None:
+        self._engine = engine
+        self._respond = respond
+        self._live: dict[int, Stream] = {}  # by engine id
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def submit(self, request: Request, stream: Stream) -> None:
+        """Raises what the engine raises; then the stream is not live and the caller still owns its sender."""
+        with self._lock:  # an output may be polled before the id is known here
+            self._live[self._engine.submit(request)] = stream
+
+    def stop(self, *, stream_id: int | None = None, request_id: str = "") -> int:
+        """Cancels the stream of an id, or every stream of a client's request id. Returns how many there were."""
+        with self._lock:
+            ids = [
+                engine_id
+                for engine_id, stream in self._live.items()
+                if (stream.stream_id == stream_id if stream_id is not None else request_id == stream.request_id != "")
+            ]
+        for engine_id in ids:
+            self._engine.cancel(engine_id)
+        return len(ids)
+
+    def close(self, drain_s: float) -> None:
+        """Lets running requests finish for `drain_s` seconds, ends the rest, answers everyone."""
+        self._engine.close(drain_s)
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            closing = self._closing.is_set()
+            outputs = self._engine.poll(_POLL_S)
+            for output in outputs:
+                self._deliver(output)
+            if closing and not outputs:
+                return
+            self._tend()
+
+    def _deliver(self, output: Output) -> None:
+        with self._lock:
+            stream = self._live.pop(output.id) if output.final else self._live[output.id]
+        self._send(output.id, stream, output)
+
+    def _send(self, engine_id: int, stream: Stream, output: Output | None) -> None:
+        final = output is not None and output.final
+        try:
+            stream.sender.send(self._respond(stream, output), final)
+        except Exception:  # a stream that cannot be answered must not take the others with it
+            log.exception("a response could not be sent")
+            if not final:
+                self._engine.cancel(engine_id)
+        stream.sent += 1
+        stream.last_sent = time.monotonic()
+
+    def _tend(self) -> None:
+        """Heartbeats for silent streams of the ensemble, whose cancel only `postprocessing` sees; requests made to
+        the engine model itself are asked here."""
+        now = time.monotonic()
+        with self._lock:
+            live = list(self._live.items())
+        for engine_id, stream in live:
+            if stream.context is None:
+                if stream.sender.is_cancelled():
+                    self._engine.cancel(engine_id)
+            elif stream.streaming and now - stream.last_sent > HEARTBEAT_S:
+                self._send(engine_id, stream, None)

@@ -1,0 +1,86 @@
+"""The few calls of Triton's Python backend that the models share. Importable inside Triton's stub only.
+
+Errors are returned, never raised: a raised one shows its traceback, with the server's paths, to the client.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from mixtral_runtime.errors import Internal, MixtralError
+from mixtral_serving.tensors import Array, Tensors
+
+FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+_CODES = {
+    "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+    "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+    "INTERNAL": pb_utils.TritonError.INTERNAL,
+}
+
+
+def engine_dir() -> Path:
+    """The engine that this server serves. Raises with the fix when the environment does not say."""
+    if not (value := os.environ.get("MIXTRAL_ENGINE_DIR")):
+        raise RuntimeError("MIXTRAL_ENGINE_DIR is not set: start the server with scripts/serve.py or set it")
+    return Path(value)
+
+
+def check_numpy() -> None:
+    """With numpy 2 this backend's stub hands over garbage without an error, so it must not start."""
+    if int(np.__version__.split(".")[0]) >= 2:
+        raise RuntimeError(f"numpy is {np.__version__}, Triton's Python backend needs a version below 2")
+
+
+def read(request: Any) -> Tensors:
+    return Tensors({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+
+
+def response(outputs: dict[str, Array]) -> Any:
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+
+def error_response(error: MixtralError) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.text, _CODES[error.code]))
+
+
+def as_mixtral_error(error: Exception) -> MixtralError:
+    """What a client may see of an unexpected exception: its kind. The rest is in the log."""
+    return error if isinstance(error, MixtralError) else Internal(f"unexpected {type(error).__name__}, see the log")
+
+
+class TritonSender:
+    """streams.ResponseSender over the backend's response sender."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._ended = False
+
+    def send(self, response: Any, final: bool) -> None:
+        self._ended = final
+        self._sender.send(response, flags=FINAL if final else 0)
+
+    def end(self) -> None:
+        """The final flag without a response."""
+        self._ended = True
+        self._sender.send(flags=FINAL)
+
+    def is_cancelled(self) -> bool:
+        return not self._ended and bool(self._sender.is_cancelled())
+
+
+def call_engine(inputs: dict[str, Array], outputs: list[str], request_id: str = "") -> list[Any]:
+    """A request to the engine model from another model; returns its responses, errors included."""
+    control = {
+        "input_lengths": np.zeros((1, 1), np.int32),
+        "request_output_len": np.zeros((1, 1), np.int32),
+    }
+    request = pb_utils.InferenceRequest(
+        model_name="tensorrt_llm",
+        request_id=request_id,
+        requested_output_names=outputs,
+        inputs=[pb_utils.Tensor(name, array) for name, array in (control | inputs).items()],
+    )
+    return list(request.exec(decoupled=True))
