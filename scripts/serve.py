@@ -17,15 +17,17 @@ from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
+PORT = click.IntRange(1, 65535)
 
 
 @click.command(help=__doc__)
 @click.option("--engine", "engine_dir", type=click.Path(path_type=Path), required=True, help="Engine directory.")
 @click.option("--config", type=click.Path(path_type=Path), help="Operator settings, a TOML file.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--http-port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--grpc-port", default=8001, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--metrics-port", default=8002, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--http-port", default=8000, show_default=True, type=PORT)
+@click.option("--grpc-port", default=8001, show_default=True, type=PORT)
+@click.option("--metrics-port", default=8002, show_default=True, type=PORT)
+@click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
 @click.option("--ready-timeout", default=600.0, show_default=True, help="Seconds until the server must be ready.")
 def main(
     engine_dir: Path,
@@ -34,21 +36,22 @@ def main(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    verbose: bool,
     ready_timeout: float,
 ) -> None:
     address = Address(host, http_port, grpc_port, metrics_port)
     try:
         manifest = check_all(engine_dir, config, address)
-        sys.exit(serve(engine_dir, config, address, ready_timeout, manifest.runtime))
+        server = ServerProcess(REPOSITORY, engine_dir, address, config, verbose=verbose)
+        sys.exit(serve(server, ready_timeout, f"{manifest.runtime} engine {engine_dir}"))
     except MixtralError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 
-def serve(engine_dir: Path, config: Path | None, address: Address, ready_timeout: float, runtime: str) -> int:
+def serve(server: ServerProcess, ready_timeout: float, what: str) -> int:
     """Returns the exit code: 0 after a stop that was asked for, 1 when the server ended by itself."""
     asked: list[int] = []
-    server = ServerProcess(REPOSITORY, engine_dir, address, config)
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -59,13 +62,16 @@ def serve(engine_dir: Path, config: Path | None, address: Address, ready_timeout
     with server:
         try:
             server.wait_until_ready(ready_timeout)
-            self_test(address)
+            self_test(server.address)
         except MixtralError:
             if asked:
                 return 0
             raise
-        click.echo(f"ready: {runtime} engine {engine_dir}, gRPC {address.host}:{address.grpc_port}, "
-                   f"HTTP {address.host}:{address.http_port}, metrics {address.host}:{address.metrics_port}")
+        at = server.address
+        click.echo(
+            f"ready: {what}, gRPC {at.host}:{at.grpc_port}, HTTP {at.host}:{at.http_port}, "
+            f"metrics {at.host}:{at.metrics_port}"
+        )
         code = server.wait()
     if asked:
         return 0

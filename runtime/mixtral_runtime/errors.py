@@ -37,3 +37,12 @@ class Internal(MixtralError):
     """The engine cannot continue; not the caller's fault."""
 
     code = "INTERNAL"
+
+
+def unpack_error(text: str) -> MixtralError:
+    """The error whose `text` this is; an unknown code word gives Internal with the whole text."""
+    code, _, sentence = text.partition(": ")
+    for kind in (InvalidArgument, Unavailable, Internal):
+        if kind.code == code:
+            return kind(sentence)
+    return Internal(text)

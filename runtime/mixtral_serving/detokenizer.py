@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixtral_runtime.errors import Internal, InvalidArgument, MixtralError, Unavailable
+from mixtral_runtime.errors import unpack_error
 from mixtral_serving.stream_context import StreamContext
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
 
 MAX_STOPS = 64
-_BY_CODE: dict[str, type[MixtralError]] = {kind.code: kind for kind in (InvalidArgument, Unavailable, Internal)}
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class Detokenizer:
         finish_reason = inputs.one("FINISH_REASON")
         if (error := inputs.one("STREAM_ERROR")) is not None:
             self.drop(stream_id)
-            raise unpack_error(error)
+            raise unpack_error(error.decode())
         was_stopped = stream.text.stopped
         ids = _token_ids(inputs)
         piece = stream.text.push(ids, final=finish_reason is not None)
@@ -105,7 +104,7 @@ class Detokenizer:
             stream.cum_log_prob += float(cut.sum())
             outputs["output_log_probs"] = cut
             outputs["cum_log_probs"] = np.array([[stream.cum_log_prob]], np.float32)
-        for name in ("top_token_ids", "top_log_probs"):
+        for name in ("top_token_ids", "top_token_log_probs"):
             if (alternatives := inputs.array(name.upper())) is not None:
                 outputs[name] = alternatives[:, :count]  # [1, tokens, alternatives]
 
@@ -117,9 +116,3 @@ def _token_ids(inputs: Tensors) -> list[int]:
     ids: list[int] = tokens.reshape(-1).tolist()
     length = inputs.one("SEQUENCE_LENGTH", len(ids))
     return ids[:length]
-
-
-def unpack_error(packed: bytes) -> MixtralError:
-    """The error that the engine model sent as text `CODE: sentence`."""
-    code, _, sentence = packed.decode().partition(": ")
-    return _BY_CODE.get(code, Internal)(sentence)

@@ -88,5 +88,5 @@ def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
         tensors["prompt_log_probs"] = np.array([output.prompt_log_probs], np.float32)
     if output.top_log_probs:
         tensors["top_token_ids"] = np.array([[top.token_ids for top in output.top_log_probs]], np.int32)
-        tensors["top_log_probs"] = np.array([[top.log_probs for top in output.top_log_probs]], np.float32)
+        tensors["top_token_log_probs"] = np.array([[top.log_probs for top in output.top_log_probs]], np.float32)
     return tensors

@@ -86,7 +86,7 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
     ids = inputs.ids("input_ids")
     if ids is None:
         raise InvalidArgument("input_ids is missing, it must have at least one token")
-    length = inputs.one("input_lengths")
+    length = inputs.required("input_lengths")
     if not 0 <= length <= len(ids):
         raise InvalidArgument(f"input_lengths is {length}, it must be from 0 to the {len(ids)} ids of input_ids")
     timeout_ms = inputs.one("timeout_ms")
@@ -101,7 +101,7 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
     )
     request = Request(
         prompt_ids=ids[:length],
-        max_tokens=inputs.one("request_output_len"),
+        max_tokens=inputs.required("request_output_len"),
         sampling=_sampling(inputs),
         end_id=None if inputs.flag("ignore_eos") else _end_id(inputs, default_end_id),
         stop_sequences=unpack_words("stop_words_list", inputs.array("stop_words_list")),

@@ -9,34 +9,46 @@ from mixtral_serving.stream_context import StreamContext
 from mixtral_serving.tensors import Array, Tensors, pack_words
 
 _TAIL_TOKENS = 4
-UNSUPPORTED = ("DECODER_QUERY", "EMBEDDING_BIAS_WORDS", "EMBEDDING_BIAS_WEIGHTS", "PROMPT_TABLE_EXTRA_ID")
+# This model's input names are NVIDIA's; errors must name what the client of the ensemble sent.
+CLIENT_NAMES = {
+    "QUERY": "text_input",
+    "MESSAGES": "messages",
+    "INPUT_IDS": "input_ids",
+    "REQUEST_OUTPUT_LEN": "max_tokens",
+    "STOP_WORDS_DICT": "stop_words",
+    "BAD_WORDS_DICT": "bad_words",
+    "DECODER_QUERY": "decoder_text_input",
+}
+PROMPTS = ("text_input", "messages", "input_ids")
+UNSUPPORTED = ("decoder_text_input", "embedding_bias_words", "embedding_bias_weights", "prompt_table_extra_id")
 
 
-def preprocess(builder: PromptBuilder, inputs: Tensors) -> dict[str, Array]:
+def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array]:
     """The output tensors of `preprocessing`. Raises InvalidArgument before any model work."""
+    inputs = model_inputs.renamed(lambda name: CLIENT_NAMES.get(name, name.lower()))
     for name in UNSUPPORTED:
         array = inputs.array(name)
-        if array is not None and array.size > 0 and any(value not in (b"", 0) for value in array.reshape(-1).tolist()):
-            raise InvalidArgument(f"{name.lower()} was given, this server does not support it")
+        if array is not None and any(value not in (b"", 0) for value in array.reshape(-1).tolist()):
+            raise InvalidArgument(f"{name} was given, this server does not support it")
     prompt = build_prompt(builder, inputs)
-    stops = [stop for stop in inputs.texts("STOP_WORDS_DICT") if stop]
+    stops = [stop for stop in inputs.texts("stop_words") if stop]
     if len(stops) > MAX_STOPS:
         raise InvalidArgument(f"there are {len(stops)} stop words, the limit is {MAX_STOPS}")
-    end_id = inputs.one("END_ID", -1)
-    pad_id = inputs.one("PAD_ID", -1)
+    end_id = inputs.one("end_id", -1)
+    pad_id = inputs.one("pad_id", -1)
     context = StreamContext(
         prompt_tail=prompt.ids[-_TAIL_TOKENS:],
         stops=stops,
-        prompt_text=None if inputs.flag("EXCLUDE_INPUT_IN_OUTPUT", True) else prompt.text,
+        prompt_text=None if inputs.flag("exclude_input_in_output", True) else prompt.text,
         strip_space=prompt.strip_space,
-        return_output_ids=inputs.flag("RETURN_OUTPUT_IDS"),
+        return_output_ids=inputs.flag("return_output_ids"),
     )
     return {
         "INPUT_ID": np.array([prompt.ids], np.int32),
         "REQUEST_INPUT_LEN": np.array([[len(prompt.ids)]], np.int32),
-        "REQUEST_OUTPUT_LEN": np.array([[inputs.one("REQUEST_OUTPUT_LEN")]], np.int32),
+        "REQUEST_OUTPUT_LEN": np.array([[inputs.required("max_tokens")]], np.int32),
         "STOP_WORDS_IDS": pack_words(builder.encode_words(stops)),
-        "BAD_WORDS_IDS": pack_words(builder.encode_words(inputs.texts("BAD_WORDS_DICT"))),
+        "BAD_WORDS_IDS": pack_words(builder.encode_words(inputs.texts("bad_words"))),
         "OUT_END_ID": np.array([[builder.end_id if end_id < 0 else end_id]], np.int32),
         "OUT_PAD_ID": np.array([[builder.pad_id if pad_id < 0 else pad_id]], np.int32),
         "STREAM_CONTEXT": np.array([[context.pack()]], np.object_),
@@ -44,14 +56,13 @@ def preprocess(builder: PromptBuilder, inputs: Tensors) -> dict[str, Array]:
 
 
 def build_prompt(builder: PromptBuilder, inputs: Tensors) -> Prompt:
-    """Exactly one of QUERY, MESSAGES and INPUT_IDS makes the prompt."""
-    client_names = {"QUERY": "text_input", "MESSAGES": "messages", "INPUT_IDS": "input_ids"}
-    given = [client for name, client in client_names.items() if name in inputs]
+    """Exactly one of text_input, messages and input_ids makes the prompt."""
+    given = [name for name in PROMPTS if name in inputs]
     if len(given) != 1:
-        count = "none" if not given else " and ".join(given)
-        raise InvalidArgument(f"one of text_input, messages and input_ids must be given, {count} was")
-    if (ids := inputs.ids("INPUT_IDS")) is not None:
+        which = " and ".join(given) or "none"
+        raise InvalidArgument(f"one of {', '.join(PROMPTS)} must be given, {which} was")
+    if (ids := inputs.ids("input_ids")) is not None:
         return builder.from_ids(ids)
-    if (messages := inputs.text("MESSAGES")) is not None:
+    if (messages := inputs.text("messages")) is not None:
         return builder.from_messages(messages)
-    return builder.from_text(inputs.text("QUERY") or "")
+    return builder.from_text(inputs.text("text_input") or "")

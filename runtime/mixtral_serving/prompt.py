@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
+from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
 from mixtral_serving.vocabulary import Vocabulary
 
 ROLES = ("system", "user", "assistant")
@@ -36,25 +37,16 @@ class PromptBuilder:
     @classmethod
     def load(cls, tokenizer_dir: Path) -> "PromptBuilder":
         """Raises CheckpointError when there is no readable tokenizer."""
-        if not tokenizer_dir.is_dir():
-            raise CheckpointError(f"there is no tokenizer folder {tokenizer_dir}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir), local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"the tokenizer in {tokenizer_dir} cannot be read: {error}") from error
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise CheckpointError(f"the tokenizer in {tokenizer_dir} has no tokenizer.json")
+        tokenizer = load_tokenizer(tokenizer_dir)
         if tokenizer.eos_token_id is None:
             raise CheckpointError(f"the tokenizer in {tokenizer_dir} names no end-of-sequence token")
         return cls(tokenizer)
 
-    def from_text(self, text: str, add_bos: bool = True) -> Prompt:
+    def from_text(self, text: str) -> Prompt:
         """A text that already begins with the BOS token does not get a second one."""
         if not text:
             raise InvalidArgument("the prompt is empty, it must have at least one character")
-        bos = self.tokenizer.bos_token
-        add_bos = add_bos and not (bos and text.startswith(bos))
-        return Prompt(self._encode(text, add_bos), text, strip_space=False)
+        return Prompt(encode_prompt(self.tokenizer, text), text, strip_space=False)
 
     def from_messages(self, messages_json: str) -> Prompt:
         """`messages_json`: a JSON list of {"role", "content"}. The chat template brings its own BOS."""
@@ -66,7 +58,7 @@ class PromptBuilder:
         except TemplateError as error:
             raise InvalidArgument(f"the chat template refuses these messages: {error}") from error
         assert isinstance(text, str)
-        return Prompt(self._encode(text, add_bos=False), text, strip_space=True)
+        return Prompt(self._encode(text), text, strip_space=True)
 
     def from_ids(self, ids: list[int]) -> Prompt:
         """A tokenised prompt is taken as it is."""
@@ -80,10 +72,10 @@ class PromptBuilder:
 
     def encode_words(self, words: list[str]) -> list[list[int]]:
         """Stop or bad words as token lists, without special tokens; empty words are no words."""
-        return [self._encode(word, add_bos=False) for word in words if word]
+        return [self._encode(word) for word in words if word]
 
-    def _encode(self, text: str, add_bos: bool) -> list[int]:
-        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_bos).ids
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
 
@@ -99,7 +91,9 @@ def parse_messages(messages_json: str) -> list[dict[str, str]]:
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise InvalidArgument(f'messages[{index}] must be an object with "role" and "content" and nothing else')
         if message["role"] not in ROLES:
-            raise InvalidArgument(f"messages[{index}] has role {message['role']!r}, it must be one of {', '.join(ROLES)}")
+            raise InvalidArgument(
+                f"messages[{index}] has role {message['role']!r}, it must be one of {', '.join(ROLES)}"
+            )
         if not isinstance(message["content"], str):
             raise InvalidArgument(f"messages[{index}] has content that is not a string")
     if messages[-1]["role"] != "user":

@@ -1,6 +1,6 @@
 """The tensors of a Triton request as plain Python values, with errors that name the tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    def renamed(self, rename: Callable[[str], str]) -> "Tensors":
+        return Tensors({rename(name): array for name, array in self._arrays.items()})
+
     def one(self, name: str, default: Any = None) -> Any:
         """The one value of a tensor as a Python scalar. Raises InvalidArgument when it has more or none."""
         array = self._arrays.get(name)
@@ -29,6 +32,12 @@ class Tensors:
         if array.size != 1:
             raise InvalidArgument(f"{name} has {array.size} values, it must have one per request")
         return array.reshape(-1)[0].item() if array.dtype != np.object_ else array.reshape(-1)[0]
+
+    def required(self, name: str) -> Any:
+        """Like `one`. Raises InvalidArgument when the tensor is absent."""
+        if name not in self._arrays:
+            raise InvalidArgument(f"{name} is missing")
+        return self.one(name)
 
     def flag(self, name: str, default: bool = False) -> bool:
         return bool(self.one(name, default))

@@ -42,7 +42,12 @@ class TextStream:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, prompt_tail: Sequence[int], stops: Sequence[str] = (), *, strip_space: bool = False
+        self,
+        vocabulary: Vocabulary,
+        prompt_tail: Sequence[int],
+        stops: Sequence[str] = (),
+        *,
+        strip_space: bool = False,
     ) -> None:
         self._token_bytes = vocabulary.token_bytes
         self._decoder = _Utf8Decoder("mixtral-bytes")

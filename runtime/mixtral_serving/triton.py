@@ -13,12 +13,8 @@ import triton_python_backend_utils as pb_utils
 from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_serving.tensors import Array, Tensors
 
-FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_CODES = {
-    "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
-    "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
-    "INTERNAL": pb_utils.TritonError.INTERNAL,
-}
+# Names of TritonError's codes; the stub fills pb_utils only after the model's modules are imported.
+_CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "UNAVAILABLE": "UNAVAILABLE", "INTERNAL": "INTERNAL"}
 
 
 def engine_dir() -> Path:
@@ -43,7 +39,8 @@ def response(outputs: dict[str, Array]) -> Any:
 
 
 def error_response(error: MixtralError) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.text, _CODES[error.code]))
+    code = getattr(pb_utils.TritonError, _CODES[error.code])
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.text, code))
 
 
 def as_mixtral_error(error: Exception) -> MixtralError:
@@ -60,12 +57,12 @@ class TritonSender:
 
     def send(self, response: Any, final: bool) -> None:
         self._ended = final
-        self._sender.send(response, flags=FINAL if final else 0)
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
     def end(self) -> None:
         """The final flag without a response."""
         self._ended = True
-        self._sender.send(flags=FINAL)
+        self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
         return not self._ended and bool(self._sender.is_cancelled())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mixtral_runtime.errors import Internal
+from mixtral_runtime.errors import Internal, unpack_error
 from mixtral_serving.tensors import Array
 from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, response
 
@@ -95,7 +95,8 @@ def _one_response(request_id: str, inputs: dict[str, Array], outputs: list[str])
     answers = list(request.exec(decoupled=True))
     for answer in answers:
         if answer.has_error():
-            return pb_utils.InferenceResponse(error=answer.error())
+            # The code is lost on the way through the ensemble, so it is read back from the text.
+            return error_response(unpack_error(answer.error().message().removeprefix("in ensemble 'ensemble', ")))
     filled = [answer for answer in answers if answer.output_tensors()]
     if len(filled) != 1:
         raise Internal(f"the ensemble gave {len(filled)} responses to a call without streaming, it must give one")

@@ -76,7 +76,7 @@ def test_a_stop_string_cuts_everything_behind_its_last_token(detokenizer: Detoke
         "NUM_OUTPUT_TOKENS": [[3]],
         "OUTPUT_LOG_PROBS": np.array([[[-1.0, -2.0, -4.0]]], np.float32),
         "TOP_TOKEN_IDS": np.arange(6).reshape(1, 3, 2),
-        "TOP_LOG_PROBS": np.zeros((1, 3, 2), np.float32),
+        "TOP_TOKEN_LOG_PROBS": np.zeros((1, 3, 2), np.float32),
     }
     cut = detokenizer.handle(STREAM, engine_response(ids, **extras))
     assert (text(cut), cut.stop, cut.ended) == (" one ", True, False)
@@ -109,7 +109,7 @@ def test_the_prompt_comes_first_when_asked_for(detokenizer: Detokenizer, ids: li
 def test_an_engine_error_is_raised_with_its_code_and_ends_the_stream(detokenizer: Detokenizer) -> None:
     detokenizer.handle(STREAM, engine_response([], STREAM_CONTEXT=context()))
     error = np.array([[b"INVALID_ARGUMENT: too much: 5"]], np.object_)
-    with pytest.raises(InvalidArgument, match="^too much: 5$"):
+    with pytest.raises(InvalidArgument, match=r"^too much: 5$"):
         detokenizer.handle(STREAM, engine_response([], STREAM_ERROR=error))
     assert len(detokenizer) == 0
 

@@ -49,9 +49,9 @@ def test_the_smallest_request_is_greedy() -> None:
     ],
 )
 def test_sampling_parameters_apply_when_given(given: dict[str, float], expected: SamplingParams) -> None:
-    assert parsed(**given, seed=np.uint64(7)).sampling == SamplingParams(**{
-        name: getattr(expected, name) for name in SamplingParams.__dataclass_fields__
-    } | {"seed": 7})
+    assert parsed(**given, seed=np.uint64(7)).sampling == SamplingParams(
+        **{name: getattr(expected, name) for name in SamplingParams.__dataclass_fields__} | {"seed": 7}
+    )
 
 
 def test_a_seed_is_drawn_when_none_is_given() -> None:

@@ -90,11 +90,11 @@ NVIDIA_PREPROCESSING_OUTPUTS = table("""
     INT32[1]: REQUEST_INPUT_LEN OUT_END_ID OUT_PAD_ID
     INT32[2,-1]: BAD_WORDS_IDS STOP_WORDS_IDS
 """)
-# The one input of NVIDIA's engine model that we require less, and those of its models that Triton must not require.
+# An ensemble that lacks a required input answers with nothing at all, so its models check for themselves.
 REQUIRED = {
-    "ensemble": {"max_tokens"},
-    "unary": {"max_tokens"},
-    "preprocessing": {"REQUEST_OUTPUT_LEN"},
+    "ensemble": set(),
+    "unary": set(),
+    "preprocessing": set(),
     "tensorrt_llm": {"input_lengths", "request_output_len"},
     "postprocessing": {"TOKENS_BATCH", "SEQUENCE_LENGTH"},
     "engine_info": set(),
@@ -164,6 +164,7 @@ def test_the_ensembles_maps_fit_its_models() -> None:
         for name, tensor in step.input_map.items():
             assert kind_and_rank(inputs[name]) == kind_and_rank(produced[tensor]), (step.model_name, name)
         produced |= {tensor: outputs[name] for name, tensor in step.output_map.items()}
+    assert not {t.name for t in ensemble.input} & {t.name for t in ensemble.output}, "Triton knows one tensor by a name"
     used = {tensor for step in ensemble.ensemble_scheduling.step for tensor in step.input_map.values()}
     assert {t.name for t in ensemble.input} <= used, "an input that nothing reads would be ignored"
     assert {t.name for t in ensemble.output} <= set(produced)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
@@ -74,7 +75,7 @@ def test_malformed_messages_are_refused(messages: str, complaint: str) -> None:
 
 def test_roles_that_do_not_alternate_are_refused(builder: PromptBuilder) -> None:
     twice = json.dumps([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
-    with pytest.raises(InvalidArgument, match="the chat template refuses these messages: .*alternate"):
+    with pytest.raises(InvalidArgument, match=r"the chat template refuses these messages: .*alternate"):
         builder.from_messages(twice)
 
 
@@ -94,3 +95,12 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         PromptBuilder.load(tmp_path / "absent")
     with pytest.raises(CheckpointError, match="cannot be read"):
         PromptBuilder.load(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(min_size=1, max_size=30).filter(lambda text: "<" not in text and not text.startswith(" ")))
+def test_text_prompts_equal_those_of_sentencepiece(
+    mixtral_builder: PromptBuilder, mixtral_sentencepiece: Path, text: str
+) -> None:
+    pieces = sentencepiece.SentencePieceProcessor(str(mixtral_sentencepiece))
+    assert mixtral_builder.from_text(text).ids == [pieces.bos_id(), *pieces.encode(text)]

@@ -7,7 +7,15 @@ import numpy as np
 
 from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_runtime.manifest import MANIFEST_NAME
-from mixtral_serving.triton import as_mixtral_error, call_engine, check_numpy, engine_dir, error_response, read, response
+from mixtral_serving.triton import (
+    as_mixtral_error,
+    call_engine,
+    check_numpy,
+    engine_dir,
+    error_response,
+    read,
+    response,
+)
 from mixtral_serving.triton_log import log_to_triton
 
 

@@ -53,7 +53,9 @@ def server_environment(
     environment["PATH"] = os.pathsep.join([str(python_bin), base.get("PATH", "")])
     libraries = [str(folder) for folder in installation.library_path]
     if libraries:
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, base.get("LD_LIBRARY_PATH", "")]).rstrip(os.pathsep)
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, base.get("LD_LIBRARY_PATH", "")]).rstrip(
+            os.pathsep
+        )
     environment["MIXTRAL_ENGINE_DIR"] = str(engine_dir)
     environment.pop("MIXTRAL_SERVE_CONFIG", None)
     if config is not None:

@@ -62,7 +62,9 @@ def unsupported_platform() -> str | None:
 def _wheel_root() -> Path:
     spec = importlib.util.find_spec("pytriton")  # found, not imported: importing it starts threads
     if spec is None or spec.origin is None:
-        raise ServerNotFound("there is no tritonserver: install the extra `server` of this package or use the container")
+        raise ServerNotFound(
+            "there is no tritonserver: install the extra `server` of this package or use the container"
+        )
     return Path(spec.origin).parent / "tritonserver"
 
 

@@ -35,7 +35,9 @@ def check_ports(address: Address) -> None:
                 probe.bind((address.host, port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise Unavailable(f"port {port} is in use; stop what listens there or choose another with {option}") from error
+                    raise Unavailable(
+                        f"port {port} is in use; stop what listens there or choose another with {option}"
+                    ) from error
                 raise InvalidArgument(f"cannot listen on {address.host}:{port}: {error.strerror}") from error
 
 

@@ -1,5 +1,6 @@
 """One running server: started, waited for, stopped, and everything it leaves behind removed."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import IO
 from mixtral_runtime.errors import Internal
 from mixtral_serving.server.command import EXIT_TIMEOUT_S, Address, server_command, server_environment
 from mixtral_serving.server.installation import find_installation
+from mixtral_serving.server.log import LogRelay
 
 SHM = Path("/dev/shm")
 _STOP_GRACE_S = EXIT_TIMEOUT_S + 10
@@ -26,17 +28,25 @@ class ServerProcess:
     the server, kills what is left of the group and removes its shared memory and its work folder."""
 
     def __init__(
-        self, repository: Path, engine_dir: Path, address: Address, config: Path | None, log: IO[bytes] | None = None
+        self,
+        repository: Path,
+        engine_dir: Path,
+        address: Address,
+        config: Path | None = None,
+        *,
+        log: IO[str] = sys.stderr,
+        verbose: bool = False,
     ) -> None:
-        """`log`: where the server's own log goes; stderr when it is None."""
+        """`log`: where Triton's log goes, all of it when `verbose`, else what an operator should act on."""
         self.address = address
         self._repository = repository.resolve()
         self._engine_dir = engine_dir.resolve()
         self._config = config.resolve() if config else None
-        self._log = log
+        self._log, self._verbose = log, verbose
+        self._relay: LogRelay | None = None
         self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
         self._work_dir: Path | None = None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "ServerProcess":
         try:
@@ -46,7 +56,9 @@ class ServerProcess:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -59,19 +71,26 @@ class ServerProcess:
             env=server_environment(os.environ, installation, python_bin, self._engine_dir, self._config),
             cwd=self._work_dir,
             stdin=subprocess.DEVNULL,
-            stdout=self._log or sys.stderr,
-            stderr=self._log or sys.stderr,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
             start_new_session=True,
         )
+        assert self.process.stdout is not None
+        self._relay = LogRelay(self.process.stdout, self._log, self._verbose)
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Raises Internal when the server ends or is not ready in time."""
         assert self.process is not None
+        assert self._relay is not None
         url = f"http://{self.address.local_host}:{self.address.http_port}/v2/health/ready"
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
-                raise Internal(f"the server ended while starting, exit code {code}; its log above says why")
+                self._relay.join(2)
+                reason = self._relay.failure or f"exit code {code}; start it with --verbose to see its log"
+                raise Internal(f"the server ended while starting: {reason}")
             try:
                 with urllib.request.urlopen(url, timeout=2) as answer:
                     if answer.status == 200:
@@ -79,7 +98,9 @@ class ServerProcess:
             except (urllib.error.URLError, OSError):
                 pass
             time.sleep(0.1)
-        raise Internal(f"the server was not ready after {timeout_s:g} s; its log above says how far it came")
+        raise Internal(
+            f"the server was not ready after {timeout_s:g} s; start it with --verbose to see how far it came"
+        )
 
     def wait(self) -> int:
         assert self.process is not None
@@ -95,14 +116,10 @@ class ServerProcess:
         have been seen to outlive it."""
         if self.process is not None:
             self.signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_GRACE_S)
-            except subprocess.TimeoutExpired:
-                pass
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
         for region in SHM.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
