@@ -1,0 +1,56 @@
+"""16-bit weights: stored as they are and multiplied as they are."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtral_runtime.formats.base import Linear, TensorSpec
+
+ROWS_PER_TILE = 16
+
+
+def tiled_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [tokens, in] times weight [out, in] transposed -> [tokens, out], in tiles of exactly 16 rows.
+
+    A matrix product picks its order of summation by the number of rows, so the same row gives other last bits in
+    another batch. With one fixed shape per weight it cannot: the last tile is padded with zero rows.
+    """
+    tokens = x.shape[0]
+    padded = F.pad(x, (0, 0, 0, -tokens % ROWS_PER_TILE))
+    tiles = [F.linear(tile, weight) for tile in torch.split(padded, ROWS_PER_TILE)]
+    return torch.cat(tiles)[:tokens] if tiles else x.new_empty(0, weight.shape[0])
+
+
+class DenseLinear:
+    """weight [out, in] in the activations' dtype."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.out_features, self.in_features = weight.shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return tiled_linear(x, self.weight)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """`--precision 16bit`: one tensor per weight, in the model's dtype."""
+
+    name: str = "16bit"
+    layout: str | None = None
+    quantization: dict[str, Any] = field(default_factory=lambda: {"quant_algo": None})
+
+    def specs(self, weight_name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[TensorSpec]:
+        return [TensorSpec(weight_name, shape, dtype)]
+
+    def quantize(self, weight_name: str, weight: Tensor) -> dict[str, Tensor]:
+        return {weight_name: weight}
+
+    def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
+        return DenseLinear(tensors["weight"].to(dtype))

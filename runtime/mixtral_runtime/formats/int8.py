@@ -1,0 +1,113 @@
+"""Int8 weights, 16-bit activations (TensorRT-LLM's W8A16): symmetric, one scale per output channel."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixtral_runtime.errors import CheckpointError
+from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.dense import tiled_linear
+from mixtral_runtime.formats.int8_layout import check_shape, from_kernel_layout, to_kernel_layout
+
+VALUES_AT_ONCE = 1 << 18  # 1 MiB in float32: the temporaries stay in the cache; the result does not depend on it
+# The largest float32 below one half. Adding it and truncating rounds half away from zero for every float32 up to 2^22;
+# adding 0.5 itself would round 0.49999997 up, because the sum is rounded before it is truncated.
+BELOW_HALF = 0.5 - 2.0**-25
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., out, in] of any float dtype -> (int8 [..., out, in], scales [..., out] in the weight's dtype).
+
+    Bit for bit TensorRT-LLM's C++ `symmetric_quantize` (cutlass_preprocessors.cpp): amax / 128 in float32 (not 127),
+    a true division by that unrounded scale, half away from zero, clamped to [-128, 127]. The stored scale is rounded
+    to the weight's dtype; an all-zero channel gives zeros.
+    """
+    rows = weight.reshape(-1, weight.shape[-1])  # [channels, in]
+    values = torch.empty(rows.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(rows.shape[0], dtype=weight.dtype, device=weight.device)
+    step = max(1, VALUES_AT_ONCE // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        chunk = rows[start : start + step].float()
+        scale = chunk.abs().amax(dim=-1) * (1 / 128)
+        ratio = chunk.div(scale.where(scale != 0, 1.0)[:, None])
+        ratio += torch.full_like(ratio, BELOW_HALF).copysign_(ratio)
+        values[start : start + step] = ratio.trunc_().clamp_(-128, 127)
+        scales[start : start + step] = scale
+    return values.reshape(weight.shape), scales.reshape(weight.shape[:-1])
+
+
+class Int8Linear:
+    """weight int8 [out, in], `in` contiguous; scales [out] in the activations' dtype.
+
+    Which way a product is computed depends on device, dtype and the weight's shape, never on the number of rows.
+    """
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        self.weight = weight
+        self.scales = scales
+        self.out_features, self.in_features = weight.shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return tiled_linear(x, self.dequantize(x.dtype))
+        # torch's int8 kernel crashes on rows that its vectors do not divide, and has vectors for bfloat16 only:
+        # in the other dtypes it takes ten times as long as converting the weight on each call.
+        if x.dtype == torch.bfloat16 and self.in_features % 32 == 0 and x.shape[0] > 0:
+            return torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scales)
+        return (tiled_linear(x.float(), self.weight.float()) * self.scales.float()).to(x.dtype)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return (self.weight.float() * self.scales.float()[:, None]).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """`--precision int8`. Each weight becomes `…weight` int8 and `…per_channel_scale` [..., out] in the model's dtype.
+
+    layout "plain" keeps [..., out, in], which the PyTorch runtime maps from disk and multiplies as it is; "sm80" and
+    "sm90" are TensorRT-LLM's kernel layouts with the declared shape [..., in, out]. Expert weights must have their
+    experts dimension, because it decides the layout on SM90.
+    """
+
+    layout: str = "plain"
+    name: str = "int8"
+    quantization: dict[str, Any] = field(default_factory=lambda: {"quant_algo": "W8A16"})
+
+    def specs(self, weight_name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[TensorSpec]:
+        *experts, out_features, in_features = shape
+        stored = (*experts, out_features, in_features)
+        if self.layout != "plain":
+            check_shape(weight_name, out_features, in_features)
+            stored = (*experts, in_features, out_features)
+        return [
+            TensorSpec(weight_name, stored, torch.int8),
+            TensorSpec(_scale_name(weight_name), (*experts, out_features), dtype),
+        ]
+
+    def quantize(self, weight_name: str, weight: Tensor) -> dict[str, Tensor]:
+        values, scales = quantize_rows(weight)
+        return {weight_name: self._arrange(values, "plain"), _scale_name(weight_name): scales}
+
+    def convert(self, weight: Tensor, layout: str) -> Tensor:
+        """An int8 weight of another layout in this one's."""
+        return self._arrange(weight, layout)
+
+    def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
+        if self.layout != "plain":
+            raise CheckpointError(
+                f"the int8 weights are in the {self.layout} layout, the PyTorch runtime reads plain; "
+                f"`mixtral-build engine CHECKPOINT_DIR ENGINE_DIR --runtime pytorch` converts them"
+            )
+        return Int8Linear(tensors["weight"], tensors["per_channel_scale"].to(dtype))
+
+    def _arrange(self, weight: Tensor, layout: str) -> Tensor:
+        if layout == self.layout:
+            return weight
+        plain = weight if layout == "plain" else from_kernel_layout(weight, layout)
+        return plain if self.layout == "plain" else to_kernel_layout(plain, self.layout)
+
+
+def _scale_name(weight_name: str) -> str:
+    return weight_name.removesuffix("weight") + "per_channel_scale"

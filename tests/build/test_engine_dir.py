@@ -1,0 +1,196 @@
+"""From a checkpoint to an engine directory: self-contained, linked instead of copied, limits that fit the model."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtral_build.engine import LimitOverrides, build_pytorch_engine, choose_gpu, choose_runtime, plan_limits
+from mixtral_build.quantize import quantize_model
+from mixtral_build.verify import verify_directory
+from mixtral_runtime.checkpoint import Checkpoint
+from mixtral_runtime.config import CheckpointConfig
+from mixtral_runtime.config_parts import MoeConfig
+from mixtral_runtime.engine import EngineLimits
+from mixtral_runtime.errors import CheckpointError, InvalidArgument
+from mixtral_runtime.manifest import Manifest
+
+WEIGHTS = "rank0.safetensors"
+MakeCheckpoint = Callable[[str, str | None], Path]
+
+
+@pytest.fixture
+def make_checkpoint(saved_model: Path, tmp_path: Path) -> MakeCheckpoint:
+    def make(precision: str, layout: str | None = None) -> Path:
+        target = tmp_path / f"{precision}-{layout}"
+        quantize_model(saved_model, target, precision, layout=layout)
+        return target
+
+    return make
+
+
+@pytest.fixture
+def checkpoint_dir(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint("int8", None)
+
+
+def build(checkpoint_dir: Path, *, limits: LimitOverrides | None = None, kv_cache_tokens: int | None = None) -> Path:
+    engine_dir = checkpoint_dir.parent / f"engine-{checkpoint_dir.name}"
+    build_pytorch_engine(
+        checkpoint_dir, engine_dir, gpu="cpu", limits=limits or LimitOverrides(), kv_cache_tokens=kv_cache_tokens
+    )
+    return engine_dir
+
+
+@pytest.mark.parametrize("precision", ["16bit", "int8"])
+def test_the_manifest_describes_the_engine(make_checkpoint: MakeCheckpoint, precision: str) -> None:
+    checkpoint_dir = make_checkpoint(precision, None)
+    manifest = Manifest.load(build(checkpoint_dir, kv_cache_tokens=512))
+    config = Checkpoint.open(checkpoint_dir).config
+    assert (manifest.runtime, manifest.gpu, manifest.precision) == ("pytorch", "cpu", precision)
+    assert (manifest.dtype, manifest.kv_cache_dtype, manifest.kv_cache_tokens) == ("bfloat16", "bfloat16", 512)
+    assert manifest.versions["torch"] == torch.__version__
+    assert manifest.source == config.source
+    assert (manifest.model.num_experts, manifest.model.head_size, manifest.model.vocab_size) == (4, 32, 96)
+    assert set(manifest.files) == {
+        "config.json",
+        WEIGHTS,
+        "tokenizer/tokenizer.json",
+        "tokenizer/chat_template.jinja",
+        "tokenizer/generation_config.json",
+    }
+
+
+def test_it_is_a_valid_checkpoint_with_the_checksums_of_its_files(checkpoint_dir: Path) -> None:
+    engine_dir = build(checkpoint_dir)
+    summary = verify_directory(engine_dir)
+    assert (summary.kind, summary.precision, summary.files) == ("engine", "int8", 5)
+    assert summary.tensors == len(Checkpoint.open(checkpoint_dir).names())
+
+
+def test_weights_of_another_runtime_are_checked_by_their_sha256_alone(checkpoint_dir: Path) -> None:
+    engine_dir = build(checkpoint_dir)
+    manifest = Manifest.load(engine_dir)
+    own_files = {name: info for name, info in manifest.files.items() if name != "config.json"}
+    replace(manifest, runtime="package.module:factory", files=own_files).write(engine_dir)
+    (engine_dir / "config.json").unlink()
+    summary = verify_directory(engine_dir)
+    assert (summary.tensors, summary.files) == (0, 4)
+
+
+def test_weights_are_hard_links(checkpoint_dir: Path) -> None:
+    assert os.path.samefile(checkpoint_dir / WEIGHTS, build(checkpoint_dir) / WEIGHTS)
+
+
+def test_the_engine_outlives_the_checkpoint(checkpoint_dir: Path) -> None:
+    engine_dir = build(checkpoint_dir)
+    (checkpoint_dir / WEIGHTS).unlink()
+    verify_directory(engine_dir)
+
+
+def test_weights_are_copied_where_links_are_impossible(checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cross_device(source: Path, target: Path) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("mixtral_build.engine.os.link", cross_device)
+    engine_dir = build(checkpoint_dir)
+    assert not os.path.samefile(checkpoint_dir / WEIGHTS, engine_dir / WEIGHTS)
+    verify_directory(engine_dir)
+
+
+@pytest.mark.parametrize("layout", ["sm80", "sm90"])
+def test_kernel_layouts_are_converted_to_the_plain_one(make_checkpoint: MakeCheckpoint, layout: str) -> None:
+    converted = build(make_checkpoint("int8", layout))
+    plain = build(make_checkpoint("int8", "plain"))
+    for name in (WEIGHTS, "config.json"):
+        assert (converted / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_an_incomplete_checkpoint_is_refused_before_anything_is_written(checkpoint_dir: Path) -> None:
+    (checkpoint_dir / WEIGHTS).write_bytes((checkpoint_dir / WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="cut off"):
+        build(checkpoint_dir)
+    assert [path.name for path in checkpoint_dir.parent.iterdir()] == [checkpoint_dir.name]
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(checkpoint_dir: Path) -> None:
+    (checkpoint_dir / "tokenizer").rename(checkpoint_dir.parent / "elsewhere")
+    with pytest.raises(CheckpointError, match="tokenizer does not exist"):
+        build(checkpoint_dir)
+
+
+def test_an_existing_target_is_refused(checkpoint_dir: Path) -> None:
+    build(checkpoint_dir)
+    with pytest.raises(InvalidArgument, match="exists already"):
+        build(checkpoint_dir)
+
+
+def test_a_kv_cache_that_cannot_hold_one_sequence_is_refused(checkpoint_dir: Path) -> None:
+    with pytest.raises(InvalidArgument, match="kv_cache_tokens is 100, it must be at least max_seq_len, which is 128"):
+        build(checkpoint_dir, kv_cache_tokens=100)
+
+
+def test_a_manifest_of_another_model_is_noticed(checkpoint_dir: Path) -> None:
+    engine_dir = build(checkpoint_dir)
+    manifest = Manifest.load(engine_dir)
+    replace(manifest, model=replace(manifest.model, num_hidden_layers=3)).write(engine_dir)
+    with pytest.raises(CheckpointError, match="describes another model"):
+        verify_directory(engine_dir)
+
+
+CONFIG = CheckpointConfig(
+    dtype="float16",
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_size=128,
+    norm_epsilon=1e-5,
+    rotary_base=1e6,
+    max_position_embeddings=32768,
+    moe=MoeConfig(num_experts=8, top_k=2),
+)
+
+
+def test_limits_have_defaults_that_fit_the_model_and_the_machine() -> None:
+    assert plan_limits(CONFIG, "cpu", LimitOverrides()) == EngineLimits(16, 4095, 4096, 512, 256)
+    assert plan_limits(CONFIG, "sm80", LimitOverrides()).max_num_tokens == 2048
+    short = replace(CONFIG, max_position_embeddings=1000)
+    assert plan_limits(short, "cpu", LimitOverrides()) == EngineLimits(16, 999, 1000, 512, 256)
+
+
+def test_given_limits_are_taken() -> None:
+    given = LimitOverrides(
+        max_batch_size=600, max_input_len=100, max_seq_len=32768, max_num_tokens=700, max_queue_size=0
+    )
+    assert plan_limits(CONFIG, "cpu", given) == EngineLimits(600, 100, 32768, 700, 0)
+    assert plan_limits(CONFIG, "cpu", LimitOverrides(max_batch_size=600)).max_num_tokens == 600
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (LimitOverrides(max_seq_len=32769), "max_seq_len is 32769, the model's limit is 32768"),
+        (LimitOverrides(max_input_len=4096), "max_input_len is 4096, it must be below max_seq_len, which is 4096"),
+        (LimitOverrides(max_num_tokens=8), "max_num_tokens is 8, it must be at least max_batch_size, which is 16"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused_with_both_values(given: LimitOverrides, sentence: str) -> None:
+    with pytest.raises(InvalidArgument, match=sentence):
+        plan_limits(CONFIG, "cpu", given)
+
+
+def test_the_choice_of_a_runtime_has_a_reason() -> None:
+    assert choose_runtime("auto").value == "pytorch"
+    assert choose_runtime("auto").reason
+    with pytest.raises(InvalidArgument, match="TensorRT-LLM"):
+        choose_runtime("tensorrt-llm")
+
+
+def test_gpus_are_named_by_their_architecture() -> None:
+    assert [choose_gpu(name).value for name in ("cpu", "a100", "h100", "h200")] == ["cpu", "sm80", "sm90", "sm90"]
