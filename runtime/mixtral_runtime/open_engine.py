@@ -1,0 +1,59 @@
+"""From an engine directory to a running engine, whichever runtime its manifest names."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from mixtral_runtime.engine import Engine
+from mixtral_runtime.errors import CheckpointError, InvalidArgument
+from mixtral_runtime.manifest import Manifest
+from mixtral_runtime.pytorch.engine import PyTorchEngine
+
+ACTIVATION_DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+REBUILD = "build the engine for this machine with `mixtral-build engine CHECKPOINT_DIR ENGINE_DIR`"
+
+
+def open_engine(engine_dir: Path | str, *, device: str = "auto", activation_dtype: str | None = None) -> Engine:
+    """Checks the manifest and the files' sizes, then loads.
+
+    device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where there is one and the engine was not built for the
+    CPU. activation_dtype: float16, bfloat16 or float32, for the PyTorch runtime; None is the checkpoint's. A runtime
+    written as `package.module:factory` is imported and called as `factory(engine_dir, manifest)`.
+    Raises InvalidArgument for another dtype, CheckpointError when the directory is not a sound engine for this machine.
+    """
+    engine_dir = Path(engine_dir)
+    manifest = Manifest.load(engine_dir)
+    manifest.check_files(engine_dir)
+    if ":" in manifest.runtime:
+        return _factory(manifest.runtime)(engine_dir, manifest)
+    if manifest.runtime != "pytorch":
+        raise CheckpointError(f"the engine was built for the runtime {manifest.runtime}, here is pytorch; {REBUILD}")
+    if activation_dtype not in ACTIVATION_DTYPES:
+        known = ", ".join(str(name) for name in ACTIVATION_DTYPES if name)
+        raise InvalidArgument(f"activation_dtype is {activation_dtype}, it must be one of {known}")
+    dtype = ACTIVATION_DTYPES[activation_dtype]
+    return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype)
+
+
+def _factory(path: str) -> Callable[[Path, Manifest], Engine]:
+    module, _, name = path.partition(":")
+    try:
+        return cast(Callable[[Path, Manifest], Engine], getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"the manifest's runtime {path} cannot be imported: {error}") from error
+
+
+def _device(device: str, built_for: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and built_for != "cpu" else "cpu"
+    found = "cpu"
+    if device != "cpu":
+        if not torch.cuda.is_available():
+            raise CheckpointError(f"the device is {device}, this machine has no CUDA GPU; {REBUILD}")
+        found = "sm{}{}".format(*torch.cuda.get_device_capability(device))
+    if built_for not in ("cpu", found):
+        raise CheckpointError(f"the engine was built for {built_for}, the device is {found}; {REBUILD}")
+    return torch.device(device)

@@ -1,0 +1,201 @@
+"""The engine seam over the PyTorch model: one thread runs steps, any thread submits, cancels and polls."""
+
+import logging
+import time
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from threading import Condition, Lock, Thread
+from typing import Self
+
+import torch
+
+from mixtral_runtime.checkpoint import Checkpoint
+from mixtral_runtime.engine import EngineLimits, EngineStats, FinishReason, Output, Request, validate_request
+from mixtral_runtime.errors import CheckpointError, Internal, InvalidArgument, MixtralError, Unavailable
+from mixtral_runtime.manifest import Manifest, ModelInfo
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, KvCache, plan_blocks
+from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.pytorch.scheduler import Scheduler, Work
+from mixtral_runtime.pytorch.sequence import Sequence
+from mixtral_runtime.pytorch.step import StepResult, run_step
+
+STOPPED = "the engine has stopped after a failure"
+
+logger = logging.getLogger(__name__)
+
+
+class PyTorchEngine:
+    """`mixtral_runtime.engine.Engine` on a CPU or one CUDA GPU.
+
+    One lock guards scheduler, sequences and counters; the step itself runs outside it. So submit, cancel, poll and
+    stats never wait for the model.
+    """
+
+    def __init__(self, model: MixtralModel, limits: EngineLimits, kv_cache_tokens: int | None = None) -> None:
+        """kv_cache_tokens: None plans the cache from the limits and the free memory. Raises InvalidArgument when the
+        limits exceed the model or the memory."""
+        positions = model.config.max_position_embeddings
+        if limits.max_seq_len > positions:
+            raise InvalidArgument(f"max_seq_len is {limits.max_seq_len}, the model's limit is {positions} positions")
+        blocks = plan_blocks(
+            model.config, limits.max_seq_len, limits.max_batch_size, kv_cache_tokens, model.device, model.dtype
+        )
+        self._model: MixtralModel | None = model
+        self._cache: KvCache | None = KvCache(model.config, blocks, model.device, model.dtype)
+        self._vocab_size = model.config.vocab_size
+        self._limits = limits
+        self._scheduler = Scheduler(limits, BlockPool(blocks))
+        self._live: dict[int, Sequence] = {}
+        self._news: dict[int, Sequence] = {}  # have output that was not polled
+        self._ids = count(1)
+        self._closing = self._stopped = self._failed = False
+        self._steps = self._prompt_tokens = self._output_tokens = 0
+        self._finished = {reason.value: 0 for reason in FinishReason}
+        self._lock = Lock()
+        self._wake = Condition(self._lock)  # the step thread waits here for work
+        self._output = Condition(self._lock)  # poll waits here for news, close for the last sequence
+        self._thread = Thread(target=self._run, name="engine-step", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls, engine_dir: Path, manifest: Manifest, device: torch.device, activation_dtype: torch.dtype | None = None
+    ) -> Self:
+        """Loads an engine directory. activation_dtype: None for the checkpoint's own. Raises CheckpointError when the
+        checkpoint in it is damaged or is not the model of the manifest."""
+        checkpoint = Checkpoint.open(engine_dir)
+        found, expected = asdict(ModelInfo.of(checkpoint.config)), asdict(manifest.model)
+        for name, value in expected.items():
+            if found[name] != value:
+                raise CheckpointError(
+                    f"the manifest says {name} {value}, the checkpoint has {found[name]}; "
+                    f"build the engine again with `mixtral-build engine`"
+                )
+        model = MixtralModel.load(checkpoint, device, activation_dtype)
+        return cls(model, manifest.limits, manifest.kv_cache_tokens)
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._limits
+
+    def submit(self, request: Request) -> int:
+        validate_request(request, self._limits, self._vocab_size)
+        deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
+        with self._lock:
+            if self._failed:
+                raise Internal(STOPPED)
+            if self._closing:
+                raise Unavailable("the engine is shutting down")
+            sequence = Sequence(next(self._ids), request, deadline)
+            self._scheduler.add(sequence)
+            self._live[sequence.id] = sequence
+            self._wake.notify()
+            return sequence.id
+
+    def cancel(self, request_id: int) -> None:
+        with self._lock:
+            if sequence := self._live.get(request_id):
+                sequence.cancelled = True
+                self._wake.notify()
+
+    def poll(self, timeout_s: float) -> list[Output]:
+        with self._lock:
+            self._output.wait_for(lambda: self._news, timeout_s)
+            outputs = [sequence.take_output() for sequence in self._news.values()]
+            self._news.clear()
+            return outputs
+
+    def stats(self) -> EngineStats:
+        with self._lock:
+            return EngineStats(
+                active=len(self._scheduler.running),
+                queued=len(self._scheduler.waiting),
+                max_batch_size=self._limits.max_batch_size,
+                kv_blocks_total=self._scheduler.pool.total,
+                kv_blocks_free=self._scheduler.pool.free,
+                tokens_per_block=BLOCK_SIZE,
+                steps=self._steps,
+                prompt_tokens=self._prompt_tokens,
+                output_tokens=self._output_tokens,
+                finished=dict(self._finished),
+            )
+
+    def close(self, drain_s: float = 0.0) -> None:
+        with self._lock:
+            self._closing = True
+            self._output.wait_for(lambda: not self._live, drain_s)
+            for sequence in self._live.values():
+                sequence.cancelled = True
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join()
+        self._model = self._cache = None
+
+    def _run(self) -> None:
+        """The step thread. A fault of the scheduling itself ends every request with an error, never silently."""
+        try:
+            while work := self._next_work():
+                assert self._model is not None
+                assert self._cache is not None
+                results = run_step(self._model, self._cache, work)
+                with self._lock:
+                    self._commit(results)
+        except Exception:
+            logger.exception("the engine stopped")
+            with self._lock:
+                self._failed = True
+                for sequence in list(self._live.values()):
+                    self._finish(sequence, FinishReason.ERROR, Internal(STOPPED))
+
+    def _next_work(self) -> list[Work]:
+        """Waits for work; empty when the engine is stopped and nothing is live."""
+        with self._lock:
+            while True:
+                self._end_cancelled_and_late()
+                if work := self._scheduler.schedule():
+                    return work
+                if self._stopped:
+                    return []
+                self._wake.wait()
+
+    def _end_cancelled_and_late(self) -> None:
+        now = time.monotonic()
+        for sequence in self._scheduler.live:
+            if sequence.cancelled:
+                self._end(sequence, FinishReason.CANCELLED)
+            elif sequence.deadline is not None and now >= sequence.deadline:
+                self._end(sequence, FinishReason.TIMEOUT)
+
+    def _commit(self, results: list[StepResult]) -> None:
+        self._steps += 1
+        for result in results:
+            sequence = result.work.sequence
+            if result.error is not None:
+                self._end(sequence, FinishReason.ERROR, result.error)
+                continue
+            if not sequence.decoding:
+                self._prompt_tokens += result.work.length
+            sequence.computed += result.work.length
+            sequence.prompt_log_probs += result.prompt_log_probs
+            if result.token is None:
+                continue
+            before = sequence.output_len
+            sequence.append(result.token, result.log_prob, result.top_log_probs)
+            self._output_tokens += sequence.output_len - before
+            if sequence.finish_reason is not None:
+                self._end(sequence, sequence.finish_reason)
+            elif sequence.request.streaming:
+                self._news[sequence.id] = sequence
+        self._output.notify_all()
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: MixtralError | None = None) -> None:
+        self._scheduler.remove(sequence)
+        self._finish(sequence, reason, error)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: MixtralError | None) -> None:
+        del self._live[sequence.id]
+        sequence.finish_reason, sequence.error = reason, error
+        self._finished[reason.value] += 1
+        self._news[sequence.id] = sequence
+        self._output.notify_all()

@@ -1,0 +1,129 @@
+"""The Mixtral model: weights of a checkpoint and the forward pass of one step."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixtral_runtime.checkpoint import Checkpoint
+from mixtral_runtime.config import CheckpointConfig
+from mixtral_runtime.errors import InvalidArgument
+from mixtral_runtime.formats import Linear
+from mixtral_runtime.pytorch.attention import PagedAttention
+from mixtral_runtime.pytorch.batch import Batch, BatchBuilder
+from mixtral_runtime.pytorch.experts import Experts, route
+from mixtral_runtime.pytorch.kv_cache import KvCache, blocks_for
+from mixtral_runtime.pytorch.rotary import Rotary
+from mixtral_runtime.pytorch.weights import WeightLoader
+
+EVALUATION_CHUNK = 512  # tokens of one prefill step of `forward_logits`
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    input_layernorm: Tensor  # [hidden] float32
+    qkv: Linear  # [hidden] -> [(heads + 2 * kv_heads) * head_size]
+    dense: Linear  # [heads * head_size] -> [hidden]
+    post_layernorm: Tensor  # [hidden] float32
+    router: Linear  # [hidden] -> [experts], float32
+    experts: Experts
+
+
+class MixtralModel:
+    """Stateless between steps: what sequences leave behind is in the KvCache. Every row of a result depends on its own
+    sequence alone, bit for bit, whatever else is in the batch and however the prompt was cut into chunks."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        embedding: Tensor,
+        layers: list[Layer],
+        final_norm: Tensor,
+        lm_head: Linear,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self._embedding = embedding  # [vocab, hidden]
+        self._layers = layers
+        self._final_norm = final_norm  # [hidden] float32
+        self._lm_head = lm_head
+        self._rotary = Rotary(config.head_size, config.rotary_base, config.max_position_embeddings, device)
+        self._attention = PagedAttention(config, device, dtype)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """dtype: of the activations, the checkpoint's own by default. On a CPU the weights stay memory-mapped.
+
+        Raises CheckpointError when a tensor is missing or wrong, or in a layout that only TensorRT-LLM reads.
+        """
+        checkpoint.validate()
+        config = checkpoint.config
+        device = torch.device(device)
+        dtype = dtype or config.torch_dtype
+        weights = WeightLoader(checkpoint, device, dtype)
+        layers = [_load_layer(weights, f"transformer.layers.{i}") for i in range(config.num_hidden_layers)]
+        embedding = weights.tensor("transformer.vocab_embedding.weight")
+        lm_head = weights.dense("lm_head", dtype)
+        return cls(config, embedding, layers, weights.norm("transformer.ln_f"), lm_head, device, dtype)
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor:
+        """Writes the batch's keys and values into the cache and returns [tokens, hidden], ready for `logits`."""
+        x = F.embedding(batch.token_ids, self._embedding).to(self.dtype)  # [tokens, hidden]
+        for i, layer in enumerate(self._layers):
+            x = x + self._attend(i, layer, self._norm(x, layer.input_layernorm), batch, cache)
+            normed = self._norm(x, layer.post_layernorm)
+            experts, weights = route(layer.router(normed.float()), self.config.moe.top_k)
+            x = x + layer.experts(normed, experts, weights)
+        return self._norm(x, self._final_norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] of `forward` -> [rows, vocab] float32."""
+        return self._lm_head(hidden).float()
+
+    @torch.inference_mode()
+    def forward_logits(self, token_ids: list[int]) -> Tensor:
+        """The logits after every token of one whole sequence, [tokens, vocab] float32.
+
+        Raises InvalidArgument when it is empty or longer than the model's positions.
+        """
+        positions = self.config.max_position_embeddings
+        if not 1 <= len(token_ids) <= positions:
+            raise InvalidArgument(f"the sequence has {len(token_ids)} tokens, it must have from 1 to {positions}")
+        blocks = list(range(blocks_for(len(token_ids))))
+        cache = KvCache(self.config, len(blocks), self.device, self.dtype)
+        logits = []
+        for start in range(0, len(token_ids), EVALUATION_CHUNK):
+            builder = BatchBuilder()
+            builder.add(token_ids[start : start + EVALUATION_CHUNK], start, blocks)
+            logits.append(self.logits(self.forward(builder.build(self.device), cache)))
+        return torch.cat(logits)
+
+    def _attend(self, index: int, layer: Layer, x: Tensor, batch: Batch, cache: KvCache) -> Tensor:
+        config = self.config
+        qkv = layer.qkv(x).view(len(x), -1, config.head_size)  # [tokens, heads + 2 * kv_heads, head_size]
+        queries, keys, values = torch.split(
+            qkv, [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads], dim=1
+        )
+        cache.write(index, batch.slots, self._rotary(keys, batch.positions), values)
+        queries = self._rotary(queries, batch.positions).flatten(1)  # [tokens, heads * head_size]
+        return layer.dense(self._attention(index, queries, cache, batch))
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) in float32, returned in the activations' dtype."""
+        return F.rms_norm(x.float(), weight.shape, weight, self.config.norm_epsilon).to(self.dtype)
+
+
+def _load_layer(weights: WeightLoader, prefix: str) -> Layer:
+    return Layer(
+        input_layernorm=weights.norm(f"{prefix}.input_layernorm"),
+        qkv=weights.linear(f"{prefix}.attention.qkv"),
+        dense=weights.linear(f"{prefix}.attention.dense"),
+        post_layernorm=weights.norm(f"{prefix}.post_layernorm"),
+        router=weights.dense(f"{prefix}.mlp.router", torch.float32),
+        experts=Experts(weights.experts(f"{prefix}.mlp.fc"), weights.experts(f"{prefix}.mlp.proj")),
+    )

@@ -1,0 +1,89 @@
+"""One request on its way through the engine."""
+
+from dataclasses import dataclass, field
+
+from mixtral_runtime.engine import Counts, FinishReason, Output, Request, TopLogProbs
+from mixtral_runtime.errors import MixtralError
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """tokens: prompt and output. computed: how many of them have their keys and values in the cache; what is missing is
+    the work left before the next token can be sampled. deadline: on the monotonic clock, None for none."""
+
+    id: int
+    request: Request
+    deadline: float | None
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[TopLogProbs] = field(default_factory=list)
+    prompt_log_probs: list[float] = field(default_factory=list)
+    cancelled: bool = False
+    finish_reason: FinishReason | None = None
+    error: MixtralError | None = None
+    _delivered: int = 0  # output tokens that were handed out
+    _begun: bool = False  # whether there was an output
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def output_len(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next can be sampled: the rest of the prompt, or the one just sampled."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        return self.computed >= self.prompt_len
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """The last token that is sampled is never computed."""
+        return self.prompt_len + self.request.max_tokens - 1
+
+    def append(self, token: int, log_prob: float | None, top: TopLogProbs | None) -> None:
+        """Takes a sampled token and sets the finish reason if it is the last. The end token is not part of the output,
+        a stop sequence is."""
+        if token == self.request.end_id:
+            self.finish_reason = FinishReason.STOP
+            return
+        self.tokens.append(token)
+        if log_prob is not None:
+            self.log_probs.append(log_prob)
+        if top is not None:
+            self.top_log_probs.append(top)
+        if self._ends_with_stop_sequence():
+            self.finish_reason = FinishReason.STOP
+        elif self.output_len == self.request.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+
+    def _ends_with_stop_sequence(self) -> bool:
+        stops = self.request.stop_sequences
+        return any(len(stop) <= self.output_len and self.tokens[-len(stop) :] == stop for stop in stops)
+
+    def take_output(self) -> Output:
+        """Everything since the last output: however late the caller comes, nothing is lost and it gets one output."""
+        request, since = self.request, self._delivered
+        with_prompt = request.return_prompt_log_probs and self.decoding and not self._begun
+        self._begun, self._delivered = True, self.output_len
+        return Output(
+            id=self.id,
+            token_ids=self.tokens[self.prompt_len + since :],
+            counts=Counts(self.prompt_len, self.output_len),
+            log_probs=self.log_probs[since:] if request.return_log_probs else None,
+            prompt_log_probs=self.prompt_log_probs if with_prompt else None,
+            top_log_probs=self.top_log_probs[since:] if request.top_log_probs else None,
+            final=self.finish_reason is not None,
+            finish_reason=self.finish_reason,
+            error=self.error,
+        )

@@ -1,0 +1,103 @@
+"""One step of the model: the scheduled tokens in, sampled tokens and log probabilities out.
+
+Nothing is changed but the cache, at slots that a repetition writes alike: a step that raised can be tried again.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mixtral_runtime.engine import TopLogProbs
+from mixtral_runtime.errors import Internal
+from mixtral_runtime.pytorch.batch import BatchBuilder
+from mixtral_runtime.pytorch.kv_cache import KvCache
+from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.pytorch.sampler import Draw, sample, token_log_probs, top_log_probs
+from mixtral_runtime.pytorch.scheduler import Work
+
+LOGITS_ROWS = 64  # of a prompt at once: the logits of a whole prompt could outgrow the model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """token: the sampled one, None when the prompt goes on in the next step or there was an error."""
+
+    work: Work
+    token: int | None = None
+    log_prob: float | None = None
+    top_log_probs: TopLogProbs | None = None
+    prompt_log_probs: list[float] = field(default_factory=list)
+    error: Internal | None = None
+
+
+def run_step(model: MixtralModel, cache: KvCache, work: list[Work]) -> list[StepResult]:
+    """One result per work, in order. When the step raises, each sequence is tried alone, which gives it the same
+    tokens, so that only those fail that fail alone; the traceback is logged and kept from the user."""
+    try:
+        return _run(model, cache, work)
+    except Exception:
+        logger.exception("a step of %d sequences failed", len(work))
+    if len(work) == 1:
+        return [StepResult(work[0], error=Internal("the engine failed to compute this request"))]
+    return [result for one in work for result in run_step(model, cache, [one])]
+
+
+@torch.inference_mode()
+def _run(model: MixtralModel, cache: KvCache, work: list[Work]) -> list[StepResult]:
+    builder = BatchBuilder()
+    for one in work:
+        sequence = one.sequence
+        builder.add(
+            sequence.tokens[sequence.computed : sequence.computed + one.length], sequence.computed, sequence.block_ids
+        )
+    batch = builder.build(model.device)
+    hidden = model.forward(batch, cache)  # [tokens, hidden]
+    results = [StepResult(one) for one in work]
+    for result, span in zip(results, batch.spans, strict=True):
+        if result.work.sequence.request.return_prompt_log_probs:
+            result.prompt_log_probs = _prompt_log_probs(model, hidden[span.rows], result.work)
+    complete = [i for i, one in enumerate(work) if one.completes]
+    if complete:
+        last_rows = torch.tensor([batch.spans[i].rows.stop - 1 for i in complete], device=model.device)
+        _sample(model.logits(hidden[last_rows]), [results[i] for i in complete])
+    return results
+
+
+def _sample(logits: Tensor, results: list[StepResult]) -> None:
+    """logits: [rows, vocab] float32, a row per result. Overflow is one request's misfortune, not the batch's."""
+    finite = logits.isfinite().all(dim=-1)  # [rows]
+    tokens = sample(logits.nan_to_num(), [_draw(result.work) for result in results])
+    log_probs = token_log_probs(logits, tokens) if any(_wants_log_probs(result) for result in results) else None
+    for row, (result, token, ok) in enumerate(zip(results, tokens.tolist(), finite.tolist(), strict=True)):
+        if not ok:
+            result.error = Internal("the model's logits overflowed for this request")
+            continue
+        result.token = token
+        if log_probs is not None and _wants_log_probs(result):
+            result.log_prob = log_probs[row]
+        if count := result.work.sequence.request.top_log_probs:
+            result.top_log_probs = top_log_probs(logits[row], count)
+
+
+def _draw(work: Work) -> Draw:
+    sequence = work.sequence
+    return Draw(sequence.request.sampling, sequence.output_len, sequence.tokens)
+
+
+def _wants_log_probs(result: StepResult) -> bool:
+    return result.work.sequence.request.return_log_probs
+
+
+def _prompt_log_probs(model: MixtralModel, hidden: Tensor, work: Work) -> list[float]:
+    """hidden: [length, hidden], whose row i predicts the token after it. Only prompt tokens are looked up."""
+    sequence = work.sequence
+    targets = sequence.request.prompt_ids[sequence.computed + 1 : sequence.computed + 1 + work.length]
+    found: list[float] = []
+    for start in range(0, len(targets), LOGITS_ROWS):
+        chunk = torch.tensor(targets[start : start + LOGITS_ROWS], device=model.device)
+        found += token_log_probs(model.logits(hidden[start : start + len(chunk)]), chunk)
+    return found
