@@ -1,0 +1,3 @@
+from mixtral_client.cli import main
+
+main(prog_name="mixtral")

@@ -1,0 +1,124 @@
+"""The asyncio client: the same methods as the blocking one."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from mixtral_client.assembly import ChunkAssembler
+from mixtral_client.connection import (
+    CHANNEL_OPTIONS,
+    CLOSE_TIMEOUT_S,
+    DEFAULT_IDLE_TIMEOUT_S,
+    DEFAULT_URL,
+    idle_message,
+)
+from mixtral_client.errors import IdleTimeout, from_rpc_error
+from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
+from mixtral_client.status import ServerStatus
+from mixtral_client.tensors import engine_info_request, generation_request, read_engine_info
+
+
+class AsyncClient:
+    """Generates text on a server, for asyncio. Make it inside a running event loop, and use it there only, as an async
+    context manager or with `close`.
+
+    Any number of requests may run at once; each is a stream of its own on the shared connection. url and idle_timeout_s
+    as for `Client`.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, idle_timeout_s: float = DEFAULT_IDLE_TIMEOUT_S) -> None:
+        self.url = url
+        self.idle_timeout_s = idle_timeout_s
+        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; requests still running are cancelled."""
+        await self._channel.close()
+
+    async def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        input_ids: Sequence[int] | None = None,
+        options: GenerationOptions | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yields the generation as it arrives; parameters, chunks and errors as for `Client.stream`.
+
+        Cancelling the task cancels the request on the server. After a `break` asyncio closes the generator in its own
+        time; `contextlib.aclosing` cancels the request at once.
+        """
+        request_id = request_id or str(uuid.uuid4())
+        request = generation_request(prompt, messages, input_ids, options or GenerationOptions(), request_id)
+        assembler = ChunkAssembler(request_id)
+        call = self._stub.ModelStreamInfer(iter([request]))
+        try:
+            while (message := await self._next(call)) is not grpc.aio.EOF:
+                chunk = assembler.push(message)
+                if assembler.finished:
+                    await _drain(call)
+                if chunk is not None:
+                    yield chunk
+                if assembler.finished:
+                    return
+            assembler.end()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.url, connected=assembler.connected) from None
+        finally:
+            call.cancel()  # does nothing to a call that has ended
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        input_ids: Sequence[int] | None = None,
+        options: GenerationOptions | None = None,
+        request_id: str | None = None,
+    ) -> Result:
+        """Waits for the whole generation. Parameters and errors as for `Client.stream`."""
+        chunks = self.stream(prompt, messages=messages, input_ids=input_ids, options=options, request_id=request_id)
+        async with contextlib.aclosing(chunks):
+            return Result.join([chunk async for chunk in chunks])
+
+    async def status(self) -> ServerStatus:
+        """As `Client.status`."""
+        try:
+            ready = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=self.idle_timeout_s)
+            if not ready.ready:
+                return ServerStatus(self.url, ready=False)
+            info = await self._stub.ModelInfer(engine_info_request(), timeout=self.idle_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.url, connected=False) from None
+        return ServerStatus.from_info(self.url, read_engine_info(info))
+
+    async def _next(self, call: Any) -> Any:
+        try:
+            async with asyncio.timeout(self.idle_timeout_s):
+                return await call.read()
+        except TimeoutError:
+            raise IdleTimeout(idle_message(self.url, self.idle_timeout_s)) from None
+
+
+async def _drain(call: Any) -> None:
+    """Waits until the server closes the finished stream; the generation is complete, however the connection ends."""
+    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            while await call.read() is not grpc.aio.EOF:
+                pass

@@ -1,0 +1,195 @@
+"""Requests and responses as Triton's tensors: pure functions, no connection.
+
+All inputs have a leading batch dimension of 1. Any output may be missing from any response.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
+
+from mixtral_client.errors import InvalidArgument, ProtocolError
+from mixtral_client.generation import GenerationOptions, Message, TokenLogProb
+
+ENSEMBLE = "ensemble"
+ENGINE_INFO = "engine_info"
+
+_SCALARS: dict[str, type[np.generic]] = {  # options whose tensor has their name and the shape [1, 1]
+    "max_tokens": np.int32,
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "repetition_penalty": np.float32,
+    "seed": np.uint64,
+    "exclude_input_in_output": np.bool_,
+    "ignore_eos": np.bool_,
+    "timeout_ms": np.int32,
+    "return_output_ids": np.bool_,
+    "return_log_probs": np.bool_,
+    "return_prompt_log_probs": np.bool_,
+    "top_log_probs": np.int32,
+    "stream": np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response of the ensemble, decoded. num_output_tokens counts this response alone."""
+
+    text: str
+    token_ids: list[int]
+    log_probs: list[float]
+    cum_log_prob: float | None
+    top_log_probs: list[list[TokenLogProb]]
+    prompt_log_probs: list[float]
+    finish_reason: str | None
+    num_input_tokens: int | None
+    num_output_tokens: int | None
+    final: bool
+
+    @property
+    def tokens(self) -> bool:
+        """Whether it brought tokens, as a heartbeat does not."""
+        return bool(self.text or self.token_ids or self.log_probs)
+
+
+def generation_request(
+    prompt: str | None,
+    messages: Sequence[Message] | None,
+    input_ids: Sequence[int] | None,
+    options: GenerationOptions,
+    request_id: str,
+) -> Any:
+    """The `ModelInferRequest` of a generation. Exactly one of prompt, messages and input_ids must be given.
+
+    Raises InvalidArgument for none or several of them, and for a value that does not fit into its tensor.
+    """
+    request = service_pb2.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
+    # Without it a stream whose end comes after its last token would have no end that a client can see.
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    _add_prompt(request, prompt, messages, input_ids)
+    for name, dtype in _SCALARS.items():
+        value = getattr(options, name)
+        # False leaves out what is off by default, so that a plain request stays a small one.
+        if value is not None and (value is not False or name in ("stream", "exclude_input_in_output")):
+            _add_input(request, name, [[_checked(name, value, dtype)]], dtype)
+    if options.stop_words:
+        _add_input(request, "stop_words", [[word.encode() for word in options.stop_words]], np.object_)
+    for name in ("return_num_input_tokens", "return_num_output_tokens"):
+        _add_input(request, name, [[True]], np.bool_)
+    for name in _requested_outputs(options):
+        request.outputs.add(name=name)
+    return request
+
+
+def engine_info_request() -> Any:
+    """The `ModelInferRequest` for the server's manifest, limits and statistics."""
+    request = service_pb2.ModelInferRequest(model_name=ENGINE_INFO)
+    _add_input(request, "echo", [[b""]], np.object_)  # Triton takes no request without any input
+    request.outputs.add(name="info")
+    return request
+
+
+def read_response(response: Any) -> Response:
+    """Decodes a `ModelInferResponse` of the ensemble. Raises ProtocolError for text that is not UTF-8."""
+    result = InferResult(response)
+
+    def flat(name: str) -> list[Any]:
+        array = result.as_numpy(name)
+        return [] if array is None else array.reshape(-1).tolist()
+
+    def first(name: str) -> Any:
+        return next(iter(flat(name)), None)
+
+    finish_reason = first("finish_reason")
+    return Response(
+        text="".join(_decode("text_output", piece) for piece in flat("text_output")),
+        token_ids=flat("output_ids"),
+        log_probs=flat("output_log_probs"),
+        cum_log_prob=first("cum_log_probs"),
+        top_log_probs=_top_log_probs(result),
+        prompt_log_probs=flat("prompt_log_probs"),
+        finish_reason=None if finish_reason is None else _decode("finish_reason", finish_reason) or None,
+        num_input_tokens=first("num_input_tokens"),
+        num_output_tokens=first("num_output_tokens"),
+        final="triton_final_response" in response.parameters
+        and bool(response.parameters["triton_final_response"].bool_param),
+    )
+
+
+def read_engine_info(response: Any) -> dict[str, Any]:
+    """Decodes the `ModelInferResponse` of `engine_info`. Raises ProtocolError if it is not the expected JSON object."""
+    array = InferResult(response).as_numpy("info")
+    try:
+        info = json.loads(array.reshape(-1)[0])
+    except (AttributeError, IndexError, ValueError) as error:
+        raise ProtocolError(f"engine_info did not answer with JSON: {error}") from error
+    if not isinstance(info, dict):
+        raise ProtocolError(f"engine_info answered with {type(info).__name__}, it must be a JSON object")
+    return info
+
+
+def _add_prompt(
+    request: Any, prompt: str | None, messages: Sequence[Message] | None, input_ids: Sequence[int] | None
+) -> None:
+    given = [value for value in (prompt, messages, input_ids) if value is not None]
+    if len(given) != 1:
+        raise InvalidArgument(f"{len(given)} of prompt, messages and input_ids are given, it must be exactly one")
+    if prompt is not None:
+        _add_input(request, "text_input", [[prompt.encode()]], np.object_)
+    elif messages is not None:
+        _add_input(request, "messages", [[json.dumps(list(messages), ensure_ascii=False).encode()]], np.object_)
+    elif input_ids is not None:
+        _add_input(request, "input_ids", [[_checked("input_ids", i, np.int32) for i in input_ids]], np.int32)
+
+
+def _checked(name: str, value: float, dtype: type[np.generic]) -> float:
+    if issubclass(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise InvalidArgument(f"{name} is {value}, it must be from {limits.min} to {limits.max}")
+    return value
+
+
+def _add_input(request: Any, name: str, values: list[list[Any]], dtype: type[np.generic]) -> None:
+    array: npt.NDArray[Any] = np.array(values, dtype=dtype)  # [1, n]
+    request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+    raw = serialize_byte_tensor(array).item() if dtype is np.object_ else array.tobytes()
+    request.raw_input_contents.append(raw)
+
+
+def _requested_outputs(options: GenerationOptions) -> list[str]:
+    """Each output costs the server time on every response, so only what was asked for is requested."""
+    names = ["text_output", "finish_reason", "num_input_tokens", "num_output_tokens"]
+    if options.return_output_ids:
+        names.append("output_ids")
+    if options.return_log_probs:
+        names += ["output_log_probs", "cum_log_probs"]
+    if options.return_prompt_log_probs:
+        names.append("prompt_log_probs")
+    if options.top_log_probs:
+        names += ["top_token_ids", "top_token_log_probs"]
+    return names
+
+
+def _top_log_probs(result: InferResult) -> list[list[TokenLogProb]]:
+    ids = result.as_numpy("top_token_ids")  # [1, n, k]
+    log_probs = result.as_numpy("top_token_log_probs")  # [1, n, k]
+    if ids is None or log_probs is None or ids.size == 0:
+        return []
+    k = ids.shape[-1]
+    rows = zip(ids.reshape(-1, k).tolist(), log_probs.reshape(-1, k).tolist(), strict=True)
+    return [[TokenLogProb(*pair) for pair in zip(*row, strict=True)] for row in rows]
+
+
+def _decode(name: str, piece: bytes | str) -> str:
+    try:
+        return piece if isinstance(piece, str) else piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"{name} is not UTF-8: {error}") from error
