@@ -4,9 +4,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mistral_common
 import pytest
+
+from mixtral_runtime.config import CheckpointConfig
 
 # Tests measure behaviour, not speed: one thread each keeps them from fighting over a small machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -28,6 +31,35 @@ MIXTRAL_CHAT_TEMPLATE = (
 def demo_model() -> Path:
     """The Hugging Face demo model that ships with the project."""
     return ROOT / "models" / "tiny-mixtral"
+
+
+@pytest.fixture(scope="session")
+def mixtral_8x7b_json() -> dict[str, Any]:
+    """What the published Mixtral-8x7B-v0.1's config.json says."""
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 32768,
+        "sliding_window": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+@pytest.fixture(scope="session")
+def mixtral_8x7b(mixtral_8x7b_json: dict[str, Any]) -> CheckpointConfig:
+    """Its dimensions, not quantised."""
+    return CheckpointConfig.from_hf(mixtral_8x7b_json, "float16")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A checkpoint directory: `config.json`, `rank0.safetensors` and `tokenizer/`."""
+"""A checkpoint directory: `config.json`, one `rankN.safetensors` per rank, and `tokenizer/`."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,24 @@ from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.formats import TensorSpec
 from mixtral_runtime.safetensors_reader import SafetensorsFile
-from mixtral_runtime.tensor_names import expected_specs
+from mixtral_runtime.tensor_names import KV_RECIPROCAL_SCALE, expected_specs
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "rank0.safetensors"
 TOKENIZER_NAME = "tokenizer"
 
 
+def weights_name(rank: int) -> str:
+    return f"rank{rank}.safetensors"
+
+
 class Checkpoint:
     """An opened checkpoint. Weights stay on disk until they are used: `tensor` gives views of the mapped file."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig, weights: SafetensorsFile) -> None:
+    def __init__(self, directory: Path, config: CheckpointConfig, ranks: list[SafetensorsFile]) -> None:
         self.directory = directory
         self.config = config
-        self._weights = weights
+        self._ranks = ranks
 
     @classmethod
     def open(cls, directory: Path | str) -> Self:
@@ -34,35 +38,45 @@ class Checkpoint:
             config = CheckpointConfig.from_json(data)
         except CheckpointError as error:
             raise CheckpointError(f"{directory / CONFIG_NAME}: {error}") from error
-        return cls(directory, config, SafetensorsFile(directory / WEIGHTS_NAME))
+        ranks = [SafetensorsFile(directory / weights_name(rank)) for rank in range(config.mapping.world_size)]
+        return cls(directory, config, ranks)
 
     def names(self) -> frozenset[str]:
-        return self._weights.names()
+        """The same in every rank's file."""
+        return self._ranks[0].names()
 
     def spec(self, name: str) -> TensorSpec:
-        return self._weights.spec(name)
+        return self._ranks[0].spec(name)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, rank: int = 0) -> Tensor:
         """Shape and dtype as in `mixtral_runtime.tensor_names`, on the CPU; do not write to it."""
-        if name not in self.names():
-            raise CheckpointError(f"{self._weights.path} has no tensor {name}")
-        return self._weights.tensor(name)
+        file = self._ranks[rank]
+        if name not in file.names():
+            raise CheckpointError(f"{file.path} has no tensor {name}")
+        return file.tensor(name)
 
     def validate(self) -> None:
-        """Compares the file's header with what the config demands. Raises CheckpointError for the first tensor that is
+        """Compares the files' headers with what the config demands. Raises CheckpointError for the first tensor that is
         missing, of another shape or dtype, or superfluous."""
-        path = self._weights.path
         try:
             expected = expected_specs(self.config)
         except InvalidArgument as error:
             raise CheckpointError(f"{self.directory / CONFIG_NAME}: {error}") from error
-        for spec in expected:
-            if spec.name not in self.names():
-                raise CheckpointError(f"{path} has no tensor {spec.name}")
-            check_spec(path, self.spec(spec.name), spec)
-        superfluous = sorted(self.names() - {spec.name for spec in expected})
-        if superfluous:
-            raise CheckpointError(f"{path} has a tensor that does not belong there, {superfluous[0]}")
+        for file in self._ranks:
+            _check_specs(file, expected)
+
+
+def _check_specs(file: SafetensorsFile, expected: list[TensorSpec]) -> None:
+    for spec in expected:
+        # TensorRT-LLM derives it when it is not there, and ModelOpt leaves it out.
+        if spec.name not in file.names() and spec.name.endswith(KV_RECIPROCAL_SCALE):
+            continue
+        if spec.name not in file.names():
+            raise CheckpointError(f"{file.path} has no tensor {spec.name}")
+        check_spec(file.path, file.spec(spec.name), spec)
+    superfluous = sorted(file.names() - {spec.name for spec in expected})
+    if superfluous:
+        raise CheckpointError(f"{file.path} has a tensor that does not belong there, {superfluous[0]}")
 
 
 def check_spec(path: Path, found: TensorSpec, expected: TensorSpec) -> None:

@@ -21,6 +21,7 @@ ARCHITECTURE = "MixtralForCausalLM"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYOUTS = ("plain", "sm80", "sm90")
 MAX_HEAD_SIZE = 256  # TensorRT-LLM's attention kernels
+AWQ_VOCAB_MULTIPLE = 64  # modelopt fills the vocabulary of AWQ checkpoints up with rows of zeros
 
 # Fields of TensorRT-LLM that a Mixtral fixes. Any other value would change the arithmetic, so it is refused.
 _FIXED: dict[str, Any] = {
@@ -86,10 +87,24 @@ class CheckpointConfig:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
+    @property
+    def kv_cache_dtype(self) -> str:
+        """The name of the dtype, or "fp8"."""
+        return self.dtype if self.quantization.kv_cache_quant_algo is None else "fp8"
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding and of lm_head in the checkpoint; TensorRT-LLM knows this number only."""
+        if self.quantization.quant_algo != "W4A16_AWQ":
+            return self.vocab_size
+        return -(-self.vocab_size // AWQ_VOCAB_MULTIPLE) * AWQ_VOCAB_MULTIPLE
+
     def to_json(self) -> dict[str, Any]:
         """Every field of TensorRT-LLM 1.2.1's LLaMA-family config, ready for `json.dump`."""
         data = asdict(self)
         own = {"format_version": FORMAT_VERSION, "layout": data.pop("layout"), "source": data.pop("source")}
+        if self.padded_vocab_size != self.vocab_size:
+            data["vocab_size"], own["vocab_size"] = self.padded_vocab_size, self.vocab_size
         nested = {key: data.pop(key) for key in ("moe", "quantization", "mapping")}
         architecture = {"architecture": data.pop("architecture")}
         return (architecture | data | {"rotary_embedding_dim": self.head_size} | _FIXED | _BUILDER | nested) | {
@@ -108,7 +123,7 @@ class CheckpointConfig:
         layout, source = _read_own(data, quantized_int8=quantization.quant_algo == "W8A16")
         return cls(
             dtype=text(data, "dtype"),
-            vocab_size=positive_int(data, "vocab_size"),
+            vocab_size=_vocab_size(data),
             hidden_size=positive_int(data, "hidden_size"),
             intermediate_size=positive_int(data, "intermediate_size"),
             num_hidden_layers=positive_int(data, "num_hidden_layers"),
@@ -171,8 +186,21 @@ def _check(config: CheckpointConfig) -> None:
         )
     if config.moe.top_k > config.moe.num_experts:
         raise CheckpointError(f"moe.top_k is {config.moe.top_k}, there are {config.moe.num_experts} experts")
-    if config.mapping.world_size != 1:
-        raise CheckpointError(f"mapping.world_size is {config.mapping.world_size}, only 1 is supported")
+    if (algorithm := config.quantization.kv_cache_quant_algo) not in (None, "FP8"):
+        raise CheckpointError(f"kv_cache_quant_algo is {algorithm}, only FP8 or none is supported")
+    _check_mapping(config)
+
+
+def _check_mapping(config: CheckpointConfig) -> None:
+    mapping, tp_size = config.mapping, config.mapping.tp_size
+    for name in ("pp_size", "cp_size", "moe_ep_size"):
+        if (size := getattr(mapping, name)) not in (1, -1):
+            raise CheckpointError(f"mapping.{name} is {size}, only 1 is supported")
+    if mapping.world_size != tp_size or tp_size < 1:
+        raise CheckpointError(f"mapping.world_size is {mapping.world_size}, it must be tp_size, which is {tp_size}")
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if (size := getattr(config, name)) % tp_size:
+            raise CheckpointError(f"tp_size is {tp_size}, it must divide {name}, which is {size}")
 
 
 def _check_sliding_window(window: int | None, max_position_embeddings: int) -> None:
@@ -187,6 +215,12 @@ def _rotary_base(data: dict[str, Any]) -> float:
     if rope_type != "default":
         raise CheckpointError(f"rope_type is {rope_type}, only default is supported")
     return number(parameters if "rope_theta" in parameters else data, "rope_theta")
+
+
+def _vocab_size(data: dict[str, Any]) -> int:
+    """Ours where it is not the padded one."""
+    own = section(data, "mixtral") if "mixtral" in data else {}
+    return positive_int(own if "vocab_size" in own else data, "vocab_size")
 
 
 def _read_moe(data: dict[str, Any]) -> MoeConfig:

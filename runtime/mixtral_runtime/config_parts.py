@@ -1,7 +1,7 @@
 """The objects inside a checkpoint's `config.json`, with TensorRT-LLM 1.2.1's fields and defaults."""
 
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class QuantConfig:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Always one rank. -1 is convert_checkpoint's way of saying "as tp_size and cp_size"."""
+    """Which GPUs share the work: world_size = tp_size of them in one tensor parallel group, experts included. -1 is
+    convert_checkpoint's way of saying "as tp_size and cp_size"."""
 
     world_size: int = 1
     gpus_per_node: int = 8
@@ -48,6 +49,10 @@ class Mapping:
     moe_ep_size: int = 1
     attn_tp_size: int = -1
     attn_cp_size: int = -1
+
+    @classmethod
+    def tensor_parallel(cls, tp_size: int) -> Self:
+        return cls(world_size=tp_size, tp_size=tp_size, moe_tp_size=tp_size)
 
 
 Part = TypeVar("Part", MoeConfig, QuantConfig, Mapping)

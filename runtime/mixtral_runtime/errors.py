@@ -39,6 +39,10 @@ class Internal(MixtralError):
     code = "INTERNAL"
 
 
+class StorageError(Internal):
+    """The disk refuses: full, not writable, or failing."""
+
+
 def unpack_error(text: str) -> MixtralError:
     """The error whose `text` this is; an unknown code word gives Internal with the whole text."""
     code, _, sentence = text.partition(": ")

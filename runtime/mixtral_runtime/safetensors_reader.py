@@ -52,3 +52,9 @@ class SafetensorsFile:
         """A view of the mapped file: nothing is read before it is used, and nothing is copied."""
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """In row-major order; no copy for a contiguous tensor on the CPU."""
+    data: memoryview = tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
+    return data

@@ -7,16 +7,16 @@ the tensors' bytes without holes).
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from mixtral_runtime.formats.base import TensorSpec
-from mixtral_runtime.safetensors_reader import HEADER_DTYPES
+from mixtral_runtime.safetensors_reader import HEADER_DTYPES, tensor_bytes
 
 ALIGNMENT = 64  # of the first tensor in the file: one cache line, and enough for every vector load
 DTYPE_NAMES = {dtype: name for name, dtype in HEADER_DTYPES.items()}
@@ -25,18 +25,22 @@ DTYPE_NAMES = {dtype: name for name, dtype in HEADER_DTYPES.items()}
 class SafetensorsWriter:
     """The header, which needs every name, shape and dtype, is written at once; then each byte has its known place.
 
-    `write` may come in any order: a writer that continues an interrupted file needs only to skip what is there.
+    `write` may come in any order. present: the tensors that an interrupted writer of the same specs has put into the
+    file already; without any, whatever is at `path` is replaced.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], present: Collection[str] = ()) -> None:
         # Wider elements first: every tensor is then aligned to its own element size without holes.
         ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
         self._specs = {spec.name: spec for spec in ordered}
         header, self._offsets, size = _layout(ordered)
-        self._missing = {spec.name: spec.shape[0] for spec in ordered}  # slices along the first dimension
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        _write_at(self._file, memoryview(header), 0)
-        os.truncate(self._file, size)
+        # Slices along the first dimension.
+        self._missing = {spec.name: 0 if spec.name in present else spec.shape[0] for spec in ordered}
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | (0 if present else os.O_TRUNC), 0o644)
+        self._write_at(memoryview(header), 0)
+        with self._named_errors():
+            os.ftruncate(self._file, size)
 
     def write(self, name: str, tensor: Tensor, start: int = 0) -> None:
         """A whole tensor, or the slices from `start` on along its first dimension."""
@@ -44,16 +48,20 @@ class SafetensorsWriter:
         assert tensor.dtype == spec.dtype, (name, tensor.dtype)
         assert tuple(tensor.shape[1:]) == spec.shape[1:], (name, tensor.shape)
         assert start + tensor.shape[0] <= spec.shape[0], (name, start)
-        data = tensor.contiguous().cpu().view(-1).view(torch.uint8)
         slice_bytes = math.prod(spec.shape[1:]) * spec.dtype.itemsize
-        _write_at(self._file, data.numpy().data, self._offsets[name] + start * slice_bytes)
+        self._write_at(tensor_bytes(tensor), self._offsets[name] + start * slice_bytes)
         self._missing[name] -= tensor.shape[0]
+
+    def sync(self) -> None:
+        """Returns when everything written so far is on disk."""
+        with self._named_errors():
+            os.fdatasync(self._file)
 
     def close(self) -> None:
         """Flushes to disk. Everything must have been written."""
         missing = [name for name, slices in self._missing.items() if slices]
         assert not missing, missing
-        os.fsync(self._file)
+        self.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -64,6 +72,24 @@ class SafetensorsWriter:
                 self.close()
         finally:
             os.close(self._file)
+
+    def _write_at(self, data: memoryview, offset: int) -> None:
+        end = offset + len(data)
+        with self._named_errors():
+            while data:  # one call writes 2 GiB at most
+                written = os.pwrite(self._file, data, end - len(data))
+                data = data[written:]
+        # Asks the kernel to begin writing to disk at once, so that `sync` has little left to wait for, and not to fill
+        # the memory of the machine with a file that nobody reads now.
+        os.posix_fadvise(self._file, offset, end - offset, os.POSIX_FADV_DONTNEED)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Functions of a file descriptor do not say which file it is that is too large, or on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def _layout(specs: list[TensorSpec]) -> tuple[bytes, dict[str, int], int]:
@@ -83,9 +109,3 @@ def _layout(specs: list[TensorSpec]) -> tuple[bytes, dict[str, int], int]:
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     first = len(text) + 8
     return len(text).to_bytes(8, "little") + text, {name: first + at for name, at in starts.items()}, first + offset
-
-
-def _write_at(file: int, data: memoryview, offset: int) -> None:
-    while data:  # one call writes 2 GiB at most
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written

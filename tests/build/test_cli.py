@@ -40,7 +40,7 @@ def test_from_a_model_to_a_verified_engine(saved_model: Path, tmp_path: Path, ca
     assert call_json(capsys, "verify", checkpoint)["kind"] == "checkpoint"
 
     built = call_json(capsys, "engine", checkpoint, engine, "--gpu", "cpu", "--max-batch-size", 4, "--max-seq-len", 64)
-    assert built["runtime"] == {"value": "pytorch", "reason": "the only runtime that this version builds"}
+    assert built["runtime"] == {"value": "pytorch", "reason": "TensorRT-LLM is not installed"}
     assert built["limits"]["max_batch_size"] == Manifest.load(engine).limits.max_batch_size == 4
     assert built["limits"]["max_input_len"] == 63
 
@@ -55,7 +55,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(saved_model: Path, tmp_path
     code, out, err = call(capsys, "engine", tmp_path / "checkpoint", tmp_path / "engine", "--gpu", "cpu")
     assert code == 0
     assert "limits: max_batch_size 16, max_input_len 127, max_seq_len 128" in out
-    assert err == "runtime pytorch: the only runtime that this version builds\ngpu cpu: asked for\n"
+    assert err == "runtime pytorch: TensorRT-LLM is not installed\ngpu cpu: asked for\n"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(saved_model: Path, tmp_path
     [
         ["quantize", "nowhere", "out"],
         ["engine", "nowhere", "out"],
+        ["convert", "nowhere", "out", "--layout", "sm80"],
         ["verify", "nowhere"],
         ["quantize", "nowhere", "out", "--json"],
     ],
@@ -74,17 +75,12 @@ def test_a_failure_is_one_line_and_exit_code_1(arguments: list[str], capsys: Cap
     assert "Traceback" not in err
 
 
-def test_the_runtime_that_is_not_built_yet_is_a_clear_failure(capsys: Captured) -> None:
-    code, _, err = call(capsys, "engine", "a", "b", "--runtime", "tensorrt-llm")
-    assert (code, err) == (1, "error: this version does not build TensorRT-LLM engines yet; use --runtime pytorch\n")
-
-
 def test_a_failure_of_the_file_system_is_one_line(saved_model: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = call(capsys, "quantize", saved_model, tmp_path / "file" / "checkpoint")
     assert code == 1
     assert err.splitlines()[-1].startswith("error: ")
-    assert err.splitlines()[-1].endswith("Not a directory")
+    assert "checkpoint could not be made: Not a directory" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +101,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], word: str, capsys: Cap
     assert word in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["quantize"], ["engine"], ["verify"], ["compare"]])
+@pytest.mark.parametrize("arguments", [[], ["quantize"], ["convert"], ["engine"], ["plan"], ["verify"], ["compare"]])
 def test_every_command_has_help(arguments: list[str], capsys: Captured) -> None:
     code, out, _ = call(capsys, *arguments, "--help")
     assert code == 0
@@ -130,7 +126,7 @@ cli.main()
 """
 
 
-def test_ctrl_c_is_exit_code_130_and_leaves_nothing(saved_model: Path, tmp_path: Path) -> None:
+def test_ctrl_c_is_exit_code_130_and_leaves_what_can_be_continued(saved_model: Path, tmp_path: Path) -> None:
     target = tmp_path / "checkpoint"
     result = subprocess.run(
         [sys.executable, "-c", INTERRUPT_HALFWAY, "quantize", str(saved_model), str(target)],
@@ -140,8 +136,10 @@ def test_ctrl_c_is_exit_code_130_and_leaves_nothing(saved_model: Path, tmp_path:
     )
     assert result.returncode == 130
     assert result.stdout == ""
-    assert result.stderr.splitlines()[-1] == "interrupted"
-    assert list(tmp_path.iterdir()) == []
+    partial = tmp_path / ".checkpoint.partial"
+    advice = f"what is finished is kept in {partial}, the same command continues"
+    assert [line for line in result.stderr.splitlines() if line][-2:] == [advice, "interrupted"]
+    assert list(tmp_path.iterdir()) == [partial]
 
 
 def test_the_package_runs_as_a_module() -> None:

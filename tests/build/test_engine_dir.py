@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixtral_build.engine import LimitOverrides, build_pytorch_engine, choose_gpu, choose_runtime, plan_limits
+from mixtral_build.engine import build_pytorch_engine
+from mixtral_build.limits import LimitOverrides
 from mixtral_build.quantize import quantize_model
 from mixtral_build.verify import verify_directory
 from mixtral_runtime.checkpoint import Checkpoint
-from mixtral_runtime.config import CheckpointConfig
-from mixtral_runtime.config_parts import MoeConfig
-from mixtral_runtime.engine import EngineLimits
+from mixtral_runtime.devices import find_device
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.manifest import Manifest
 
+CPU = find_device("cpu")
 WEIGHTS = "rank0.safetensors"
 MakeCheckpoint = Callable[[str, str | None], Path]
 
@@ -40,7 +40,7 @@ def checkpoint_dir(make_checkpoint: MakeCheckpoint) -> Path:
 def build(checkpoint_dir: Path, *, limits: LimitOverrides | None = None, kv_cache_tokens: int | None = None) -> Path:
     engine_dir = checkpoint_dir.parent / f"engine-{checkpoint_dir.name}"
     build_pytorch_engine(
-        checkpoint_dir, engine_dir, gpu="cpu", limits=limits or LimitOverrides(), kv_cache_tokens=kv_cache_tokens
+        checkpoint_dir, engine_dir, device=CPU, limits=limits or LimitOverrides(), kv_cache_tokens=kv_cache_tokens
     )
     return engine_dir
 
@@ -141,56 +141,18 @@ def test_a_manifest_of_another_model_is_noticed(checkpoint_dir: Path) -> None:
         verify_directory(engine_dir)
 
 
-CONFIG = CheckpointConfig(
-    dtype="float16",
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_size=128,
-    norm_epsilon=1e-5,
-    rotary_base=1e6,
-    max_position_embeddings=32768,
-    moe=MoeConfig(num_experts=8, top_k=2),
-)
+def test_a_checkpoint_for_several_gpus_is_refused(saved_model: Path, tmp_path: Path) -> None:
+    quantize_model(saved_model, tmp_path / "split", "int8", tp_size=2)
+    with pytest.raises(InvalidArgument, match="is split for 2 GPUs, the PyTorch runtime uses one"):
+        build(tmp_path / "split")
 
 
-def test_limits_have_defaults_that_fit_the_model_and_the_machine() -> None:
-    assert plan_limits(CONFIG, "cpu", LimitOverrides()) == EngineLimits(16, 4095, 4096, 512, 256)
-    assert plan_limits(CONFIG, "sm80", LimitOverrides()).max_num_tokens == 2048
-    short = replace(CONFIG, max_position_embeddings=1000)
-    assert plan_limits(short, "cpu", LimitOverrides()) == EngineLimits(16, 999, 1000, 512, 256)
-
-
-def test_given_limits_are_taken() -> None:
-    given = LimitOverrides(
-        max_batch_size=600, max_input_len=100, max_seq_len=32768, max_num_tokens=700, max_queue_size=0
-    )
-    assert plan_limits(CONFIG, "cpu", given) == EngineLimits(600, 100, 32768, 700, 0)
-    assert plan_limits(CONFIG, "cpu", LimitOverrides(max_batch_size=600)).max_num_tokens == 600
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        (LimitOverrides(max_seq_len=32769), "max_seq_len is 32769, the model's limit is 32768"),
-        (LimitOverrides(max_input_len=4096), "max_input_len is 4096, it must be below max_seq_len, which is 4096"),
-        (LimitOverrides(max_num_tokens=8), "max_num_tokens is 8, it must be at least max_batch_size, which is 16"),
-    ],
-)
-def test_limits_that_contradict_each_other_are_refused_with_both_values(given: LimitOverrides, sentence: str) -> None:
-    with pytest.raises(InvalidArgument, match=sentence):
-        plan_limits(CONFIG, "cpu", given)
-
-
-def test_the_choice_of_a_runtime_has_a_reason() -> None:
-    assert choose_runtime("auto").value == "pytorch"
-    assert choose_runtime("auto").reason
-    with pytest.raises(InvalidArgument, match="TensorRT-LLM"):
-        choose_runtime("tensorrt-llm")
-
-
-def test_gpus_are_named_by_their_architecture() -> None:
-    assert [choose_gpu(name).value for name in ("cpu", "a100", "h100", "h200")] == ["cpu", "sm80", "sm90", "sm90"]
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(checkpoint_dir: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"leave no room for a KV cache in the 0 GB of cpu"):
+        build_pytorch_engine(
+            checkpoint_dir,
+            checkpoint_dir.parent / "engine",
+            device=find_device("cpu", memory_gb=0.4),
+            limits=LimitOverrides(),
+        )
+    assert [path.name for path in checkpoint_dir.parent.iterdir()] == [checkpoint_dir.name]

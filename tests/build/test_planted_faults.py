@@ -12,17 +12,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixtral_build.compare import Comparison, compare_checkpoints, read_texts
+from mixtral_build.compare import Comparison, compare_models
+from mixtral_build.model_directory import ModelDirectory
 from mixtral_build.quantize import quantize_model
+from mixtral_build.texts import read_texts
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-mixtral"
 LAYER = "transformer.layers.0."
 WEIGHTS = "rank0.safetensors"
 
 
+def compare(a: Path, b: Path, texts: list[str]) -> Comparison:
+    return compare_models(ModelDirectory.open(a), ModelDirectory.open(b), texts)
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return read_texts(MODEL / "heldout.jsonl")[::4]
+    return list(read_texts(MODEL / "heldout.jsonl"))[::4]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def honest(dense: Path, int8: Path, texts: list[str]) -> Comparison:
-    return compare_checkpoints(dense, int8, texts)
+    return compare(dense, int8, texts)
 
 
 def swap_two_scales(tensors: dict[str, Tensor]) -> None:
@@ -72,7 +78,7 @@ def test_int8_costs_less_than_a_thousandth_of_perplexity(honest: Comparison) -> 
 
 
 def test_a_checkpoint_does_not_differ_from_itself(int8: Path, texts: list[str]) -> None:
-    same = compare_checkpoints(int8, int8, texts[:5])
+    same = compare(int8, int8, texts[:5])
     assert same.mean_kl == 0
     assert same.top1_agreement == 1
     assert same.perplexity_a == same.perplexity_b
@@ -93,4 +99,4 @@ def test_a_fault_multiplies_the_divergence_by_ten(
     tensors = load_file(faulty / WEIGHTS)
     plant(tensors)
     save_file(tensors, faulty / WEIGHTS)
-    assert compare_checkpoints(dense, faulty, texts).mean_kl > 10 * honest.mean_kl
+    assert compare(dense, faulty, texts).mean_kl > 10 * honest.mean_kl

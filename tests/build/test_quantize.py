@@ -1,7 +1,6 @@
 """From a model as transformers saves it to a checkpoint: every weight in its place, streamed, all or nothing."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,36 +232,3 @@ def test_memory_is_a_small_multiple_of_one_experts_matrix(saved_model: Path, tmp
     )
     grown = int(result.stdout)
     assert grown < 4 * matrix_bytes < model_bytes / 2
-
-
-def test_an_error_halfway_leaves_nothing(saved_model: Path, tmp_path: Path) -> None:
-    def fail(done: int, total: int) -> None:
-        if done > total / 2:
-            raise RuntimeError("power failure")
-
-    with pytest.raises(RuntimeError, match="power failure"):
-        quantize_model(saved_model, tmp_path / "out", "int8", progress=fail)
-    assert list(tmp_path.iterdir()) == []
-
-
-KILL_HALFWAY = """
-import os, signal, sys
-from pathlib import Path
-from mixtral_build.quantize import quantize_model
-
-def die(done, total):
-    if done > total / 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-quantize_model(Path(sys.argv[1]), Path(sys.argv[2]), "int8", progress=die)
-"""
-
-
-def test_a_killed_run_leaves_no_target_and_the_next_one_succeeds(saved_model: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    killed = subprocess.run([sys.executable, "-c", KILL_HALFWAY, str(saved_model), str(target)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not target.exists()
-    quantize_model(saved_model, target, "int8")
-    Checkpoint.open(target).validate()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

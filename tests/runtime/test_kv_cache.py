@@ -6,10 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtral_runtime.checkpoint import Checkpoint
+from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, KvCache, blocks_for, plan_blocks
+from mixtral_runtime.plan import blocks_for
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, KvCache, plan_blocks
 
 CPU = torch.device("cpu")
+
+
+def limits(max_seq_len: int, max_batch_size: int) -> EngineLimits:
+    return EngineLimits(max_batch_size, max_seq_len - 1, max_seq_len, max_num_tokens=64)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=40))
@@ -59,19 +65,19 @@ def test_a_read_hides_what_the_last_owner_left_behind(checkpoint: Checkpoint) ->
 
 
 def test_by_default_a_full_batch_of_longest_sequences_fits(checkpoint: Checkpoint) -> None:
-    assert plan_blocks(checkpoint.config, 100, 6, None, CPU, torch.float32) == 6 * blocks_for(100)
+    assert plan_blocks(checkpoint.config, limits(100, 6), None, CPU, torch.float32) == 6 * blocks_for(100)
 
 
 def test_kv_cache_tokens_are_taken_as_given(checkpoint: Checkpoint) -> None:
-    assert plan_blocks(checkpoint.config, 100, 6, 300, CPU, torch.float32) == 300 // BLOCK_SIZE
+    assert plan_blocks(checkpoint.config, limits(100, 6), 300, CPU, torch.float32) == 300 // BLOCK_SIZE
 
 
 def test_a_cache_too_small_for_one_sequence_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(InvalidArgument, match=r"kv_cache_tokens is 64, .*max_seq_len 100 tokens needs 128"):
-        plan_blocks(checkpoint.config, 100, 6, 64, CPU, torch.float32)
+        plan_blocks(checkpoint.config, limits(100, 6), 64, CPU, torch.float32)
 
 
 @pytest.mark.parametrize(("max_seq_len", "kv_cache_tokens"), [(10**12, None), (100, 10**12)])
 def test_more_than_the_memory_is_refused(checkpoint: Checkpoint, max_seq_len: int, kv_cache_tokens: int | None) -> None:
     with pytest.raises(InvalidArgument, match=r"needs [0-9.]+ GiB, [0-9.]+ GiB may be used on cpu"):
-        plan_blocks(checkpoint.config, max_seq_len, 1, kv_cache_tokens, CPU, torch.float32)
+        plan_blocks(checkpoint.config, limits(max_seq_len, 1), kv_cache_tokens, CPU, torch.float32)

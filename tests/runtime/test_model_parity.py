@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from mixtral_build.calibrated_format import CalibrationOptions
 from mixtral_build.quantize import quantize_model
 from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.config import CheckpointConfig
@@ -117,7 +118,8 @@ def test_weights_in_a_layout_of_tensorrt_llm_are_refused(make_checkpoint: Any) -
 
 
 @pytest.mark.skipif(not (DEMO_MODEL / "config.json").exists(), reason="the demo model is not there")
-@pytest.mark.parametrize("precision", ["16bit", "int8"])
+@pytest.mark.parametrize("precision", ["16bit", "int8", "awq"])
 def test_the_demo_model_equals_transformers(tmp_path: Path, precision: str) -> None:
-    quantize_model(DEMO_MODEL, tmp_path / "checkpoint", precision)
+    calibration = CalibrationOptions(samples=16)
+    quantize_model(DEMO_MODEL, tmp_path / "checkpoint", precision, calibration=calibration)
     assert_same_logits_and_text(Checkpoint.open(tmp_path / "checkpoint"), PROMPT)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from mixtral_runtime.engine import EngineLimits, Request
 from mixtral_runtime.errors import InvalidArgument, Unavailable
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, blocks_for
+from mixtral_runtime.plan import blocks_for
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 

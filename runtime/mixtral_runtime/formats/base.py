@@ -1,5 +1,6 @@
 """What a quantisation format is: one module with two halves, how weights are quantised and how they are multiplied."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,12 +16,19 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class Linear(Protocol):
     """The multiply half: one loaded weight matrix of logical shape [out_features, in_features]."""
 
-    out_features: int
-    in_features: int
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, in] -> [tokens, out], in x's dtype. Row i of the result depends on row i of x alone, bit for bit:
@@ -52,8 +60,13 @@ class Format(Protocol):
         ...
 
     def quantize(self, weight_name: str, weight: Tensor) -> dict[str, Tensor]:
-        """The same tensors by name, made from [out, in] or [experts, out, in] in the model's dtype; the experts may be
-        some of them, so that one can be streamed at a time."""
+        """The same tensors by name, except `constants`, made from [out, in] or [experts, out, in] in the model's dtype;
+        the experts may be some of them, so that one can be streamed at a time."""
+        ...
+
+    def constants(self, weight_name: str) -> dict[str, Tensor]:
+        """Those tensors of `specs` that do not come from the weight but from calibration, each whole: the experts of a
+        stacked weight share them, so they are written once."""
         ...
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:

@@ -52,5 +52,8 @@ class Dense:
     def quantize(self, weight_name: str, weight: Tensor) -> dict[str, Tensor]:
         return {weight_name: weight}
 
+    def constants(self, weight_name: str) -> dict[str, Tensor]:
+        return {}
+
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         return DenseLinear(tensors["weight"].to(dtype))

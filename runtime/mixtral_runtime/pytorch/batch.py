@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, blocks_for
+from mixtral_runtime.plan import blocks_for
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.engine import EngineLimits, EngineStats, FinishReason, Output, Request, validate_request
 from mixtral_runtime.errors import CheckpointError, Internal, InvalidArgument, MixtralError, Unavailable
 from mixtral_runtime.manifest import Manifest, ModelInfo
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, KvCache, plan_blocks
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, KvCache, cache_dtype, plan_blocks
 from mixtral_runtime.pytorch.model import MixtralModel
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
@@ -39,10 +39,10 @@ class PyTorchEngine:
         if limits.max_seq_len > positions:
             raise InvalidArgument(f"max_seq_len is {limits.max_seq_len}, the model's limit is {positions} positions")
         blocks = plan_blocks(
-            model.config, limits.max_seq_len, limits.max_batch_size, kv_cache_tokens, model.device, model.dtype
+            model.config, limits, kv_cache_tokens, model.device, cache_dtype(model.config, model.dtype)
         )
         self._model: MixtralModel | None = model
-        self._cache: KvCache | None = KvCache(model.config, blocks, model.device, model.dtype)
+        self._cache: KvCache | None = model.new_cache(blocks)
         self._vocab_size = model.config.vocab_size
         self._limits = limits
         self._scheduler = Scheduler(limits, BlockPool(blocks))

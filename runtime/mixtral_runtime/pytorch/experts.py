@@ -22,20 +22,20 @@ def route(router_logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 class Experts:
-    """All experts of one layer. Nobody else touches their weights, so that caching them can be added here.
+    """All experts of one layer. The engine reaches their weights through here alone, so that caching can be added.
 
     fc: [hidden] -> [2 * intermediate], up projection (w3) first, gate (w1) second. proj: w2, back to [hidden].
     """
 
     def __init__(self, fc: list[Linear], proj: list[Linear]) -> None:
-        self._fc = fc
-        self._proj = proj
+        self.fc = fc
+        self.proj = proj
 
     def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x: [tokens, hidden]; experts, weights: [tokens, top_k] from `route`."""
         tokens, top_k = experts.shape
         chosen = experts.flatten()  # [tokens * top_k]
-        counts = chosen.bincount(minlength=len(self._fc)).tolist()
+        counts = chosen.bincount(minlength=len(self.fc)).tolist()
         slots = x.new_empty(tokens * top_k, x.shape[1])
         for expert, rows in enumerate(torch.split(chosen.argsort(stable=True), counts)):
             if len(rows):
@@ -47,8 +47,8 @@ class Experts:
         return total.to(x.dtype)
 
     def _expert(self, expert: int, x: Tensor) -> Tensor:
-        up, gate = self._fc[expert](x).chunk(2, dim=-1)  # [tokens, intermediate]
-        return self._proj[expert](_silu(gate) * up)
+        up, gate = self.fc[expert](x).chunk(2, dim=-1)  # [tokens, intermediate]
+        return self.proj[expert](_silu(gate) * up)
 
 
 def _silu(gate: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import Linear
+from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch.attention import PagedAttention
 from mixtral_runtime.pytorch.batch import Batch, BatchBuilder
 from mixtral_runtime.pytorch.experts import Experts, route
-from mixtral_runtime.pytorch.kv_cache import KvCache, blocks_for
+from mixtral_runtime.pytorch.kv_cache import KvCache
 from mixtral_runtime.pytorch.rotary import Rotary
 from mixtral_runtime.pytorch.weights import WeightLoader
 
@@ -29,6 +30,7 @@ class Layer:
     post_layernorm: Tensor  # [hidden] float32
     router: Linear  # [hidden] -> [experts], float32
     experts: Experts
+    kv_scale: Tensor | None = None  # [1] float32, with an FP8 KV cache
 
 
 class MixtralModel:
@@ -66,10 +68,15 @@ class MixtralModel:
         device = torch.device(device)
         dtype = dtype or config.torch_dtype
         weights = WeightLoader(checkpoint, device, dtype)
-        layers = [_load_layer(weights, f"transformer.layers.{i}") for i in range(config.num_hidden_layers)]
+        layers = [load_layer(weights, f"transformer.layers.{i}") for i in range(config.num_hidden_layers)]
         embedding = weights.tensor("transformer.vocab_embedding.weight")
-        lm_head = weights.dense("lm_head", dtype)
+        lm_head = weights.lm_head(dtype)
         return cls(config, embedding, layers, weights.norm("transformer.ln_f"), lm_head, device, dtype)
+
+    def new_cache(self, total_blocks: int) -> KvCache:
+        """An empty cache in the dtype, and with the scales, that the checkpoint says."""
+        scales = [layer.kv_scale for layer in self._layers if layer.kv_scale is not None]
+        return KvCache(self.config, total_blocks, self.device, self.dtype, torch.cat(scales) if scales else None)
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Writes the batch's keys and values into the cache and returns [tokens, hidden], ready for `logits`."""
@@ -95,7 +102,7 @@ class MixtralModel:
         if not 1 <= len(token_ids) <= positions:
             raise InvalidArgument(f"the sequence has {len(token_ids)} tokens, it must have from 1 to {positions}")
         blocks = list(range(blocks_for(len(token_ids))))
-        cache = KvCache(self.config, len(blocks), self.device, self.dtype)
+        cache = self.new_cache(len(blocks))
         logits = []
         for start in range(0, len(token_ids), EVALUATION_CHUNK):
             builder = BatchBuilder()
@@ -118,7 +125,8 @@ class MixtralModel:
         return F.rms_norm(x.float(), weight.shape, weight, self.config.norm_epsilon).to(self.dtype)
 
 
-def _load_layer(weights: WeightLoader, prefix: str) -> Layer:
+def load_layer(weights: WeightLoader, prefix: str) -> Layer:
+    """prefix: such as `transformer.layers.0`."""
     return Layer(
         input_layernorm=weights.norm(f"{prefix}.input_layernorm"),
         qkv=weights.linear(f"{prefix}.attention.qkv"),
@@ -126,4 +134,5 @@ def _load_layer(weights: WeightLoader, prefix: str) -> Layer:
         post_layernorm=weights.norm(f"{prefix}.post_layernorm"),
         router=weights.dense(f"{prefix}.mlp.router", torch.float32),
         experts=Experts(weights.experts(f"{prefix}.mlp.fc"), weights.experts(f"{prefix}.mlp.proj")),
+        kv_scale=weights.kv_scale(f"{prefix}.attention"),
     )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument, Unavailable
-from mixtral_runtime.pytorch.kv_cache import BlockPool, blocks_for
+from mixtral_runtime.plan import blocks_for
+from mixtral_runtime.pytorch.kv_cache import BlockPool
 from mixtral_runtime.pytorch.sequence import Sequence
 
 
