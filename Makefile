@@ -31,9 +31,9 @@ demo: $(READY)  ## Build the demo engine, serve it, stream a story and a chat an
 	@$(BIN)python scripts/demo.py
 
 engine: $(READY)  ## Build ENGINE from MODEL (PRECISION=int8|16bit RUNTIME=auto|pytorch GPU=auto).
-	@[ -e "$(CHECKPOINT)" ] || $(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION)
-	@[ -e "$(ENGINE)" ] || $(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU)
-	@echo "engine: $(ENGINE)"
+	@if [ -e "$(CHECKPOINT)" ]; then echo "using $(CHECKPOINT); remove it to quantise again" >&2; else \
+	  $(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION); fi
+	@$(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU) --replace
 
 serve: $(READY)  ## Serve ENGINE with Triton until Ctrl-C.
 	@exec $(BIN)python scripts/serve.py --engine "$(ENGINE)" $(SERVE_FLAGS)

@@ -74,6 +74,7 @@ def quantize(
 @click.option("--max-num-tokens", type=POSITIVE, help="Tokens of one step.  [default: 512 on CPU, 2048 on GPU]")
 @click.option("--max-queue-size", type=click.IntRange(min=0), help="Waiting requests.  [default: 256]")
 @click.option("--kv-cache-tokens", type=POSITIVE, help="Size of the KV cache.  [default: planned when loading]")
+@click.option("--replace", "replace_existing", is_flag=True, help="Replace the engine that ENGINE_DIR already holds.")
 @AS_JSON
 def engine(
     checkpoint_dir: Path,
@@ -81,6 +82,7 @@ def engine(
     runtime: str,
     gpu: str,
     kv_cache_tokens: int | None,
+    replace_existing: bool,
     as_json: bool,
     **limits: int | None,
 ) -> None:
@@ -98,6 +100,7 @@ def engine(
         gpu=chosen_gpu.value,
         limits=LimitOverrides(**limits),
         kv_cache_tokens=kv_cache_tokens,
+        replace_existing=replace_existing,
     )
     _report(engine_summary(engine_dir, manifest, chosen_runtime, chosen_gpu), as_json)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from mixtral_runtime.checkpoint import TOKENIZER_NAME, Checkpoint
-from mixtral_runtime.errors import CheckpointError, InvalidArgument
+from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.pytorch.batch import BatchBuilder
 from mixtral_runtime.pytorch.kv_cache import KvCache, blocks_for
 from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
 
 WINDOW = 1024  # tokens of context; longer texts are cut into windows
 TOKENS_AT_ONCE = 1024
@@ -90,14 +90,8 @@ def _load(directory: Path) -> MixtralModel:
 
 
 def _tokenize(directory: Path, texts: list[str]) -> Iterable[list[int]]:
-    path = directory / TOKENIZER_NAME
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # tokenizers raises nothing more special
-        raise CheckpointError(f"{path} is not a tokenizer that transformers can load") from error
-    bos = tokenizer.bos_token or "\0"
-    # A text that comes with its BOS, as a rendered chat does, gets no second one.
-    return (tokenizer(text, add_special_tokens=not text.startswith(bos))["input_ids"] for text in texts)
+    tokenizer = load_tokenizer(directory / TOKENIZER_NAME)
+    return (encode_prompt(tokenizer, text) for text in texts)
 
 
 def _windows(sequences: Iterable[list[int]], longest: int) -> Iterator[list[int]]:

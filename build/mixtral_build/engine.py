@@ -17,7 +17,7 @@ from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.formats import get_format
 from mixtral_runtime.formats.int8 import Int8
-from mixtral_runtime.manifest import Manifest, ModelInfo, Returns, describe_files
+from mixtral_runtime.manifest import MANIFEST_NAME, Manifest, ModelInfo, Returns, describe_files
 from mixtral_runtime.safetensors_writer import SafetensorsWriter
 from mixtral_runtime.tensor_names import checkpoint_format, expected_specs
 
@@ -97,11 +97,13 @@ def build_pytorch_engine(
     gpu: str,
     limits: LimitOverrides,
     kv_cache_tokens: int | None = None,
+    replace_existing: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Manifest:
     """Writes an engine directory that appears only when it is complete, and returns its manifest.
 
-    gpu: the architecture, as from `choose_gpu`. progress: told the bytes that were checksummed.
+    gpu: the architecture, as from `choose_gpu`. replace_existing: an engine that is there gives way to the new one.
+    progress: told the bytes that were checksummed.
     Weights in a kernel layout of TensorRT-LLM are converted to the plain one; otherwise files are hard-linked.
     Raises MixtralError for a checkpoint that is not complete, a target that exists, or impossible limits.
     """
@@ -115,7 +117,7 @@ def build_pytorch_engine(
     tokenizer_dir = checkpoint.directory / TOKENIZER_NAME
     if not tokenizer_dir.is_dir():
         raise CheckpointError(f"{tokenizer_dir} does not exist")
-    with staged_directory(engine_dir) as partial:
+    with staged_directory(engine_dir, replace_holding=MANIFEST_NAME if replace_existing else None) as partial:
         _put_weights(checkpoint, partial)
         (partial / TOKENIZER_NAME).mkdir()
         for path in sorted(tokenizer_dir.iterdir()):
@@ -187,8 +189,8 @@ def engine_summary(engine_dir: Path, manifest: Manifest, runtime: Choice, gpu: C
     """What `mixtral-build engine --json` prints."""
     return {
         "engine": str(engine_dir),
-        "runtime": asdict(runtime),
-        "gpu": asdict(gpu),
+        "runtime": runtime.value,
+        "gpu": gpu.value,
         "precision": manifest.precision,
         "dtype": manifest.dtype,
         "limits": asdict(manifest.limits),

@@ -76,7 +76,7 @@ def test_a_text_without_a_token_to_predict_is_refused(model_with_tokenizer: Path
 
 def test_a_directory_without_a_usable_tokenizer_is_refused(model_dir: Path) -> None:
     dense = quantize(model_dir, "16bit")
-    with pytest.raises(CheckpointError, match="is not a tokenizer that transformers can load"):
+    with pytest.raises(CheckpointError, match="tokenizer"):
         compare_checkpoints(dense, dense, ["a b"])
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,32 @@ def test_the_choice_of_a_runtime_has_a_reason() -> None:
 
 def test_gpus_are_named_by_their_architecture() -> None:
     assert [choose_gpu(name).value for name in ("cpu", "a100", "h100", "h200")] == ["cpu", "sm80", "sm90", "sm90"]
+
+
+def test_an_engine_is_replaced_only_when_asked_and_nothing_else_is(make_checkpoint: MakeCheckpoint) -> None:
+    first, second = make_checkpoint("int8", None), make_checkpoint("16bit", None)
+    engine_dir = build(first)
+    rebuild = partial(build_pytorch_engine, engine_dir=engine_dir, gpu="cpu", limits=LimitOverrides())
+    with pytest.raises(InvalidArgument, match="exists already"):
+        rebuild(second)
+    assert Manifest.load(engine_dir).precision == "int8"
+    rebuild(second, replace_existing=True)
+    assert Manifest.load(engine_dir).precision == "16bit"
+    Manifest.load(engine_dir).check_files(engine_dir, sha256=True)
+    assert [path.name for path in engine_dir.parent.iterdir() if path.name.startswith(".")] == []
+
+    homework = engine_dir.parent / "homework"
+    homework.mkdir()
+    (homework / "essay.txt").write_text("years of work")
+    with pytest.raises(InvalidArgument, match=r"has no manifest\.json; choose another directory"):
+        rebuild(first, engine_dir=homework, replace_existing=True)
+    assert (homework / "essay.txt").read_text() == "years of work"
+
+
+def test_a_failed_build_leaves_the_engine_that_was_there(make_checkpoint: MakeCheckpoint) -> None:
+    engine_dir = build(make_checkpoint("int8", None))
+    broken = make_checkpoint("16bit", None)
+    os.truncate(broken / WEIGHTS, 1000)
+    with pytest.raises(CheckpointError):
+        build_pytorch_engine(broken, engine_dir, gpu="cpu", limits=LimitOverrides(), replace_existing=True)
+    Manifest.load(engine_dir).check_files(engine_dir, sha256=True)
