@@ -189,7 +189,7 @@ def test_a_response_that_cannot_be_made_ends_its_own_stream_with_an_error(
 
 
 def test_a_broken_sender_is_given_up(engine: ScriptedEngine, served: Streams) -> None:
-    sender, _ = open_stream(served, sender=RecordingSender(broken=True))
+    open_stream(served, sender=RecordingSender(broken=True))
     other, _ = open_stream(served)
     engine.emit(101, 5)
     engine.emit(102, 7, final=True)
