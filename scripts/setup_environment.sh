@@ -11,7 +11,7 @@ if [ -z "$venv" ]; then
   # them may not change any version that is there.
   there=$(mktemp)
   python3 -m pip freeze --exclude-editable | grep '==' >"$there"
-  python3 -m pip install --quiet --constraint "$there" click 'tritonclient[grpc]' jinja2 safetensors
+  python3 -m pip install --quiet --constraint "$there" click 'tritonclient[grpc]' jinja2 safetensors psutil
   python3 -m pip install --quiet --no-deps --editable .
   rm "$there"
   exit

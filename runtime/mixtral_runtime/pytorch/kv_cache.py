@@ -1,8 +1,8 @@
 """The paged KV cache: which block belongs to which sequence, and the tensor that holds the blocks."""
 
 from collections import deque
-from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -111,7 +111,4 @@ def plan_blocks(
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("Linux reports MemAvailable since 3.14")
+    return int(psutil.virtual_memory().available)
