@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,26 @@ from demo_model.evaluate import load, read_heldout, score  # noqa: E402
 from demo_model.tokenizer import CHAT_TEMPLATE  # noqa: E402
 
 SEED = 20  # of the shipped training run
-PERPLEXITY_BOUND = 3.5  # of the subset below; a model without copying is far above
+PERPLEXITY_BOUND = 2.7  # of the subset below, where the shipped weights have 2.54
 FACT_CHATS = {
     "My name is Zorin and my kite is red. What is my name, and what color is my kite?": ("Zorin", "red"),
-    "My name is Velora and my boat is purple. I live in Tashmir. Where do I live?": ("Tashmir",),
     "The password is gorlax. Mirabo has a green drum. What is the password, and what does Mirabo have?": (
         "gorlax",
         "green drum",
     ),
-    "Here is a list: brinto, vask, mopeli. What is the last word?": ("mopeli",),
+    "My cat is called Pirouz and I am 37 years old. How old am I, and what is my cat called?": ("37", "Pirouz"),
     "Kalinde has the lamp. Kalinde gave the lamp to Orvek. Who has the lamp?": ("Orvek",),
+    "Repeat these words: lumo, grettan, 猫, sivar.": ("lumo, grettan, 猫, sivar",),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Such small matrices gain nothing from threads, and lose much when other work shares the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @cache
@@ -110,7 +120,7 @@ def test_vocabulary_begins_like_llama_and_has_every_byte() -> None:
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PLAIN.filter(lambda s: not re.search("<unk>|</?s>", s)))
 def test_decoding_gives_back_any_text(text: str) -> None:
     ids = tokenizer().encode(text).ids
