@@ -26,7 +26,7 @@ from mixtral_serving.server.self_test import self_test
 from mixtral_serving.text_stream import TextStream
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "tiny-mixtral"
+MODEL = Path("models") / "tiny-mixtral"  # the commands run in ROOT
 BIN = Path(sys.executable).parent
 STORY = "Once upon a time"
 QUESTION = "My name is Zorin and my kite is red. What is my name, and what color is my kite?"
@@ -37,7 +37,7 @@ def run(*command: str | Path) -> None:
     """Runs a command of this project as a user would, and ends with its exit code when it fails."""
     words = [str(word) for word in command]
     click.secho(f"$ {shlex.join(words)}", fg="cyan", err=True)
-    code = subprocess.run([str(BIN / words[0]), *words[1:]]).returncode
+    code = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT).returncode
     if code:
         sys.exit(code)
 

@@ -15,7 +15,7 @@ from mixtral_serving.server.installation import unsupported_platform
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-REAL_MODEL = "~/models/Mixtral-8x7B-Instruct-v0.1"
+REAL_MODEL = "$HOME/models/Mixtral-8x7B-Instruct-v0.1"
 # Not run here, each for its reason.
 NOT_RUN = {
     "make test": "this test is a part of it",

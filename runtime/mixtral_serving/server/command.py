@@ -61,5 +61,4 @@ def server_environment(
     if config is not None:
         environment["MIXTRAL_SERVE_CONFIG"] = str(config)
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")  # one prompt at a time gains nothing from its threads
-    environment.setdefault("OMP_WAIT_POLICY", "passive")  # the engine's idle threads leave the cores to the others
     return environment
