@@ -2,7 +2,7 @@
 
 import os
 
-# The OpenMP library reads this when PyTorch loads it. By default threads that wait for each other spin, and beside other
-# work (Triton, its stubs, a second engine) they take the cores from those they wait for: on two busy cores the demo
-# model's evaluation took five times as long.
+# The OpenMP library reads this when PyTorch loads it. By default threads that wait for each other spin, and beside
+# other work (Triton, its stubs, a second engine) they take the cores from those they wait for: on two busy cores
+# evaluating the demo model took five times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
