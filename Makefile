@@ -30,10 +30,13 @@ $(READY): pyproject.toml scripts/setup_environment.sh
 demo: $(READY)  ## Build the demo engine, serve it, stream a story and a chat answer, stop.
 	@$(BIN)python scripts/demo.py
 
-engine: $(READY)  ## Build ENGINE from MODEL (PRECISION=int8|16bit RUNTIME=auto|pytorch GPU=auto).
-	@[ -e "$(CHECKPOINT)" ] || $(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION)
-	@[ -e "$(ENGINE)" ] || $(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU)
-	@echo "engine: $(ENGINE)"
+engine: $(CHECKPOINT)/config.json  ## Build ENGINE from MODEL (PRECISION=int8|16bit RUNTIME=auto|pytorch GPU=auto).
+	@$(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU) --replace
+
+# Quantised again when the weights are newer than the checkpoint.
+$(CHECKPOINT)/config.json: $(wildcard $(MODEL)/*.safetensors) | $(READY)
+	@rm -rf "$(CHECKPOINT)"
+	@$(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION)
 
 serve: $(READY)  ## Serve ENGINE with Triton until Ctrl-C.
 	@exec $(BIN)python scripts/serve.py --engine "$(ENGINE)" $(SERVE_FLAGS)
@@ -57,8 +60,8 @@ format: $(READY)  ## Format the code.
 docs: $(READY)  ## Regenerate the help pages in docs/.
 	@$(BIN)python scripts/generate_docs.py
 
-bench: $(READY)  ## Measure int8 against 16 bit on the demo model: size, speed, quality.
-	@$(BIN)python benchmarks/quick.py
+bench: $(READY)  ## Measure decode speed on the demo model, int8 and 16 bit, beside transformers.
+	@$(BIN)python benchmarks/decode.py
 
 clean:  ## Remove environment, engines, checkpoints and caches. Sources, `build/` among them, stay.
 	rm -rf .venv engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis

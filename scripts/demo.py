@@ -26,27 +26,20 @@ from mixtral_serving.server.self_test import self_test
 from mixtral_serving.text_stream import TextStream
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "tiny-mixtral"
+MODEL = Path("models") / "tiny-mixtral"  # the commands run in ROOT
 BIN = Path(sys.executable).parent
 STORY = "Once upon a time"
 QUESTION = "My name is Zorin and my kite is red. What is my name, and what color is my kite?"
-STORY_TOKENS = 160
+STORY_TOKENS = 240
 
 
-def run(*command: str | Path, shown: str | None = None) -> str:
-    """Runs a command of this project as a user would, its stdout passed through as it comes; returns stdout."""
+def run(*command: str | Path) -> None:
+    """Runs a command of this project as a user would, and ends with its exit code when it fails."""
     words = [str(word) for word in command]
-    click.secho(f"$ {shown or shlex.join(words)}", fg="cyan", err=True)
-    process = subprocess.Popen([str(BIN / words[0]), *words[1:]], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    received = []
-    while character := process.stdout.read(1):
-        received.append(character)
-        sys.stdout.write(character)
-        sys.stdout.flush()
-    if process.wait():
-        raise SystemExit(process.returncode)
-    return "".join(received)
+    click.secho(f"$ {shlex.join(words)}", fg="cyan", err=True)
+    code = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
 
 
 def build(folder: Path) -> Path:

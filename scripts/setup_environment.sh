@@ -7,8 +7,13 @@ venv=${1:-}
 cpu_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 
 if [ -z "$venv" ]; then
-  # NVIDIA's torch, transformers and numpy stay as they are.
-  python3 -m pip install --quiet --no-deps --no-build-isolation --editable .
+  # NVIDIA's torch, transformers and numpy stay as they are: ours comes without dependencies, and what it needs beside
+  # them may not change any version that is there.
+  there=$(mktemp)
+  python3 -m pip freeze --exclude-editable | grep '==' >"$there"
+  python3 -m pip install --quiet --constraint "$there" click 'tritonclient[grpc]' jinja2 safetensors psutil
+  python3 -m pip install --quiet --no-deps --editable .
+  rm "$there"
   exit
 fi
 

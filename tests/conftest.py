@@ -1,30 +1,20 @@
 """Fixtures that several packages' tests share."""
 
-import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import mistral_common
 import pytest
+from mixtral_tokenizer import write_mixtral_tokenizer
 
 from mixtral_runtime.config import CheckpointConfig
 
-# Tests measure behaviour, not speed: one thread each keeps them from fighting over a small machine.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests measure behaviour, not speed, and on a busy machine PyTorch's threads wait for each other more than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Behaves as the template published with Mixtral-8x7B-Instruct-v0.1.
-MIXTRAL_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ ' [INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-)
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +62,5 @@ def mixtral_sentencepiece() -> Path:
 def mixtral_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, mixtral_sentencepiece: Path) -> Path:
     """A Hugging Face tokenizer folder around the real Mixtral vocabulary."""
     folder = tmp_path_factory.mktemp("mixtral-tokenizer")
-    shutil.copy(mixtral_sentencepiece, folder / "tokenizer.model")
-    config = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "legacy": False,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": MIXTRAL_CHAT_TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    write_mixtral_tokenizer(mixtral_sentencepiece, folder)
     return folder

@@ -20,8 +20,9 @@ def report(result: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(result))
         return
     for key, value in result.items():
-        shown = ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{key}: {shown}")
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {part}" for name, part in value.items())
+        click.echo(f"{key}: {value:.6g}" if isinstance(value, float) else f"{key}: {value}")
 
 
 def notify(sentence: str) -> None:

@@ -138,8 +138,8 @@ def engine_summary(engine_dir: Path, manifest: Manifest, runtime: Choice, gpu: C
     """What `mixtral-build engine --json` prints."""
     return {
         "engine": str(engine_dir),
-        "runtime": asdict(runtime),
-        "gpu": asdict(gpu),
+        "runtime": runtime.value,
+        "gpu": gpu.value,
         "precision": manifest.precision,
         "dtype": manifest.dtype,
         "limits": asdict(manifest.limits),

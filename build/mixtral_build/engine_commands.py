@@ -56,6 +56,7 @@ GPU_MEMORY = click.option(
     type=DIRECTORY,
     help="model.cache of an earlier TensorRT-LLM engine for the same GPU and version, to build faster.",
 )
+@click.option("--replace", "replace_existing", is_flag=True, help="Replace the engine that ENGINE_DIR already holds.")
 @click.option("--dry-run", is_flag=True, help="Print the commands that would build a TensorRT-LLM engine, do nothing.")
 @AS_JSON
 def engine(
@@ -67,6 +68,7 @@ def engine(
     preset: str,
     kv_cache_tokens: int | None,
     timing_cache: Path | None,
+    replace_existing: bool,
     dry_run: bool,
     as_json: bool,
     **limits: int | None,
@@ -93,6 +95,7 @@ def engine(
             limits=overrides,
             preset=preset,
             kv_cache_tokens=kv_cache_tokens,
+            replace_existing=replace_existing,
             notify=notify,
         )
     else:
@@ -108,7 +111,9 @@ def engine(
             else:
                 click.echo("\n".join(shlex.join(command) for command in commands))
             return
-        manifest = build_trtllm_engine(build, engine_dir, kv_cache_tokens=kv_cache_tokens, notify=notify)
+        manifest = build_trtllm_engine(
+            build, engine_dir, kv_cache_tokens=kv_cache_tokens, replace_existing=replace_existing, notify=notify
+        )
     report(engine_summary(engine_dir, manifest, chosen_runtime, chosen_gpu), as_json)
 
 

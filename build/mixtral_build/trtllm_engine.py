@@ -19,7 +19,7 @@ from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.devices import Device
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import Internal, InvalidArgument
-from mixtral_runtime.manifest import Manifest, ModelInfo, Returns, describe_files
+from mixtral_runtime.manifest import MANIFEST_NAME, Manifest, ModelInfo, Returns, describe_files
 from mixtral_runtime.tensor_names import checkpoint_format
 
 LOG_NAME = "build.log"
@@ -84,12 +84,18 @@ def plan_trtllm_build(
 
 
 def build_trtllm_engine(
-    build: TrtllmBuild, engine_dir: Path, *, kv_cache_tokens: int | None = None, notify: Notify | None = None
+    build: TrtllmBuild,
+    engine_dir: Path,
+    *,
+    kv_cache_tokens: int | None = None,
+    replace_existing: bool = False,
+    notify: Notify | None = None,
 ) -> Manifest:
     """Writes an engine directory that appears only when it is complete, and returns its manifest.
 
     `trtllm-build` writes to the directory's `build.log`; of a build that failed it is kept beside the directory.
-    notify: told in a sentence what is going on. Raises InvalidArgument when the program is not installed, Internal when
+    replace_existing: an engine that is there gives way to the new one. notify: told in a sentence what is going on.
+    Raises InvalidArgument when the program is not installed, Internal when
     it fails or leaves something out.
     """
     check_kv_cache_tokens(kv_cache_tokens, build.limits)
@@ -99,7 +105,7 @@ def build_trtllm_engine(
             f"--runtime pytorch builds without it"
         )
     config = build.checkpoint.config
-    with staged_directory(engine_dir) as partial:
+    with staged_directory(engine_dir, replace_holding=MANIFEST_NAME if replace_existing else None) as partial:
         source, converted = build.checkpoint.directory, partial / "converted"
         if build.layout is not None:
             convert_checkpoint(source, converted, build.layout, notify=notify)

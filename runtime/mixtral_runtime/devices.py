@@ -1,8 +1,8 @@
 """What an engine can run on, by the names that the commands take: memory, bandwidth and arithmetic."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import psutil
 import torch
 
 from mixtral_runtime.errors import InvalidArgument
@@ -70,16 +70,11 @@ def check_fp8(device: Device) -> None:
 
 def available_memory() -> int:
     """Bytes that this machine can give to a new program without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("Linux reports MemAvailable since 3.14")
+    return int(psutil.virtual_memory().available)
 
 
 def _this_cpu() -> Device:
-    with Path("/proc/meminfo").open() as lines:
-        total = int(lines.readline().split()[1]) * 1024  # the first line is MemTotal in KiB
-    return Device("cpu", "cpu", total)
+    return Device("cpu", "cpu", int(psutil.virtual_memory().total))
 
 
 def _present_gpu() -> Device:

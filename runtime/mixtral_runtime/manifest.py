@@ -119,8 +119,9 @@ class Manifest:
         for key, part in parts.items():
             values[key] = _read(part, values[key], key)
         for name, limit in asdict(values["limits"]).items():
-            if type(limit) is not int or limit < 1:
-                raise CheckpointError(f"limits.{name} is {limit!r}, it must be a whole number of at least 1")
+            least = 0 if name == "max_queue_size" else 1
+            if type(limit) is not int or limit < least:
+                raise CheckpointError(f"limits.{name} is {limit!r}, it must be a whole number of at least {least}")
         if not isinstance(values["files"], dict):
             raise CheckpointError("files is not an object")
         if values["runtime"] not in RUNTIMES and ":" not in str(values["runtime"]):

@@ -8,25 +8,22 @@ from mixtral_runtime.errors import CheckpointError
 
 
 def load_tokenizer(tokenizer_dir: Path) -> PreTrainedTokenizerFast:
-    """tokenizer.json as it is; without one, what transformers converts from a SentencePiece model.
+    """tokenizer.json as it is.
 
     AutoTokenizer may replace the normaliser of a tokenizer.json by that of a class named beside it, so that the ids
-    differ between versions of transformers; and it imports PyTorch, which the tokenizer's process does not need.
-    Raises CheckpointError when there is no readable tokenizer.
+    differ between versions of transformers, and it imports PyTorch, which the tokenizer's process does not need. Nor
+    is a SentencePiece model converted on the way: transformers 5 ranks its merges wrongly.
+    Raises CheckpointError when there is no readable tokenizer.json.
     """
     if not tokenizer_dir.is_dir():
         raise CheckpointError(f"there is no tokenizer folder {tokenizer_dir}")
+    if not (tokenizer_dir / "tokenizer.json").is_file():
+        raise CheckpointError(f"{tokenizer_dir} has no tokenizer.json; get it from where the model is published")
     try:
-        if (tokenizer_dir / "tokenizer.json").is_file():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(tokenizer_dir), local_files_only=True)
-        else:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir), local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(tokenizer_dir), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing more special
         raise CheckpointError(f"the tokenizer in {tokenizer_dir} cannot be read: {error}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"the tokenizer in {tokenizer_dir} is neither a tokenizer.json nor convertible to one")
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_runtime.engine import Engine, Output
+from mixtral_runtime.engine import Engine, Output, Request
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.streams import Stream, Streams
@@ -50,6 +50,17 @@ class EngineModel:
         request, flags = engine_request(inputs, self._end_id)
         stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
         self._streams.submit(request, stream)
+
+
+def warm_up(engine: Engine) -> None:
+    """One token before anyone is served: the first step of a process maps the weights and chooses kernels, and an
+    engine that cannot make a token must not be called ready. Raises what the engine gave instead."""
+    engine.submit(Request([0], max_tokens=1))
+    outputs: list[Output] = []
+    while not outputs:
+        outputs = engine.poll(1.0)
+    if (error := outputs[0].error) is not None:
+        raise error
 
 
 def respond(stream: Stream, output: Output | None) -> Any:

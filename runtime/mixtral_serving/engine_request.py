@@ -72,7 +72,6 @@ class ResponseFlags:
     log_probs: bool
     num_input_tokens: bool
     num_output_tokens: bool
-    exclude_input: bool
 
 
 def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request, ResponseFlags]:
@@ -89,6 +88,9 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
     length = inputs.required("input_lengths")
     if not 0 <= length <= len(ids):
         raise InvalidArgument(f"input_lengths is {length}, it must be from 0 to the {len(ids)} ids of input_ids")
+    if not inputs.flag("streaming") and not inputs.flag("exclude_input_in_output", True):
+        # Streams never repeat the prompt; the ensemble puts its text in front by itself.
+        raise InvalidArgument("exclude_input_in_output is 0, without streaming this engine supports only 1")
     timeout_ms = inputs.one("timeout_ms")
     if timeout_ms is not None and not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
         raise InvalidArgument(f"timeout_ms is {timeout_ms}, it must be from 1 to {MAX_TIMEOUT_MS}")
@@ -97,7 +99,6 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
         log_probs=inputs.flag("return_log_probs") or top_log_probs > 0,
         num_input_tokens=inputs.flag("return_num_input_tokens"),
         num_output_tokens=inputs.flag("return_num_output_tokens"),
-        exclude_input=inputs.flag("exclude_input_in_output", True),
     )
     request = Request(
         prompt_ids=ids[:length],

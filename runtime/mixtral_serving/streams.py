@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mixtral_runtime.engine import Engine, Output, Request
+from mixtral_runtime.engine import Counts, Engine, FinishReason, Output, Request
+from mixtral_runtime.errors import Internal
 from mixtral_serving.engine_request import ResponseFlags
 
-HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response lets a cancel be seen
+HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response shows a cancel
 _POLL_S = 0.1
+_FAILURE = Internal("a response could not be made, see the log")
 
 log = logging.getLogger(__name__)
 
@@ -93,19 +95,32 @@ class Streams:
 
     def _deliver(self, output: Output) -> None:
         with self._lock:
-            stream = self._live.pop(output.id) if output.final else self._live[output.id]
-        self._send(output.id, stream, output)
+            stream = self._live.get(output.id)
+            if output.final:
+                self._live.pop(output.id, None)
+        if stream is not None:  # None: it was given up, and the engine was still ending it
+            self._send(output.id, stream, output)
 
     def _send(self, engine_id: int, stream: Stream, output: Output | None) -> None:
+        """A response that cannot be made or sent must not take the other streams with it."""
         final = output is not None and output.final
         try:
             stream.sender.send(self._respond(stream, output), final)
-        except Exception:  # a stream that cannot be answered must not take the others with it
+        except Exception:
             log.exception("a response could not be sent")
-            if not final:
-                self._engine.cancel(engine_id)
+            self._give_up(engine_id, stream)
         stream.sent += 1
         stream.last_sent = time.monotonic()
+
+    def _give_up(self, engine_id: int, stream: Stream) -> None:
+        with self._lock:
+            self._live.pop(engine_id, None)
+        self._engine.cancel(engine_id)
+        failure = Output(engine_id, [], Counts(0, 0), final=True, finish_reason=FinishReason.ERROR, error=_FAILURE)
+        try:
+            stream.sender.send(self._respond(stream, failure), True)
+        except Exception:
+            log.exception("nor could its error")
 
     def _tend(self) -> None:
         """Heartbeats for silent streams of the ensemble, whose cancel only `postprocessing` sees; requests made to

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,32 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(checkpo
             limits=LimitOverrides(),
         )
     assert [path.name for path in checkpoint_dir.parent.iterdir()] == [checkpoint_dir.name]
+
+
+def test_an_engine_is_replaced_only_when_asked_and_nothing_else_is(make_checkpoint: MakeCheckpoint) -> None:
+    first, second = make_checkpoint("int8", None), make_checkpoint("16bit", None)
+    engine_dir = build(first)
+    rebuild = partial(build_pytorch_engine, engine_dir=engine_dir, device=CPU, limits=LimitOverrides())
+    with pytest.raises(InvalidArgument, match="exists already"):
+        rebuild(second)
+    assert Manifest.load(engine_dir).precision == "int8"
+    rebuild(second, replace_existing=True)
+    assert Manifest.load(engine_dir).precision == "16bit"
+    Manifest.load(engine_dir).check_files(engine_dir, sha256=True)
+    assert [path.name for path in engine_dir.parent.iterdir() if path.name.startswith(".")] == []
+
+    homework = engine_dir.parent / "homework"
+    homework.mkdir()
+    (homework / "essay.txt").write_text("years of work")
+    with pytest.raises(InvalidArgument, match=r"has no manifest\.json; choose another directory"):
+        rebuild(first, engine_dir=homework, replace_existing=True)
+    assert (homework / "essay.txt").read_text() == "years of work"
+
+
+def test_a_failed_build_leaves_the_engine_that_was_there(make_checkpoint: MakeCheckpoint) -> None:
+    engine_dir = build(make_checkpoint("int8", None))
+    broken = make_checkpoint("16bit", None)
+    os.truncate(broken / WEIGHTS, 1000)
+    with pytest.raises(CheckpointError):
+        build_pytorch_engine(broken, engine_dir, device=CPU, limits=LimitOverrides(), replace_existing=True)
+    Manifest.load(engine_dir).check_files(engine_dir, sha256=True)

@@ -122,7 +122,7 @@ def test_the_engines_model_equals_transformers_on_rounded_weights_and_activation
             expected = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
             found = model.forward_logits(ids).log_softmax(-1)
             divergence.append((expected.exp() * (expected - found)).sum(-1))
-    assert torch.cat(divergence).median() < 1e-9  # most tokens meet no such activation
+    assert torch.cat(divergence).median() < 1e-6  # most tokens meet no such activation
     assert torch.cat(divergence).mean() < 2e-5
 
 

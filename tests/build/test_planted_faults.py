@@ -1,6 +1,7 @@
 """The quality measurement on the demo model: int8 passes it, and faults that a converter could well have do not.
 
-Perplexity alone cannot tell: the mean KL divergence from the 16-bit model is what the faults are measured by.
+Measured by the mean KL divergence from the 16-bit model: two exchanged scales move perplexity by some tenths of a
+percent only, which is what another text would do too.
 """
 
 import shutil

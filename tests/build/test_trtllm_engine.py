@@ -184,7 +184,7 @@ def test_the_command_builds_an_engine(
     code, out, err = call(
         capsys, "engine", checkpoint_dir, tmp_path / "engine", "--runtime", "tensorrt-llm", "--gpu", "a100", "--json"
     )
-    assert (code, json.loads(out)["runtime"]["value"]) == (0, "tensorrt-llm")
+    assert (code, json.loads(out)["runtime"]) == (0, "tensorrt-llm")
     assert err.startswith("runtime tensorrt-llm: asked for\ngpu sm80: asked for\n")
 
 

@@ -93,6 +93,9 @@ def test_empty_prompts_and_wrong_ids_are_refused(mixtral_builder: PromptBuilder)
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no tokenizer folder"):
         PromptBuilder.load(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        PromptBuilder.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         PromptBuilder.load(tmp_path)
 

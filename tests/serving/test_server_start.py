@@ -91,6 +91,7 @@ def test_the_log_shows_what_matters_and_remembers_why_a_start_failed() -> None:
     hidden = [
         'I1121 00:36:28.1 1 x.cc:1] "loading"\n',
         'E1121 00:36:28.1 1 x.cc:1] "CudaDriverHelper has not been initialized."\n',
+        "Signal (15) received.\n",
         "+-----+\n",
         "| Backend |\n",
         "\n",

@@ -12,6 +12,8 @@ from mixtral_client.generation import Chunk, GenerationOptions, Result, Usage
 
 # The server ended these on its own account, so the text is not what was asked for.
 _FAILED = ("cancelled", "error")
+# Seconds. Over a shorter time than this the rate says how the responses were grouped, not how fast the model is.
+_SHORTEST_RATE_S = 0.1
 
 
 def check_display(options: GenerationOptions, display: Display) -> None:
@@ -56,7 +58,8 @@ def usage_line(usage: Usage, finish_reason: str | None) -> str:
         parts.append(f"{usage.num_output_tokens} out")
     if usage.ttft_s is not None:
         parts.append(f"{usage.ttft_s:.3f} s to first token")
-    if usage.tokens_per_s is not None:
+    streamed_s = usage.total_s - (usage.ttft_s or 0.0)
+    if usage.tokens_per_s is not None and streamed_s >= _SHORTEST_RATE_S:
         parts.append(f"{usage.tokens_per_s:.1f} tokens/s")
     parts.append(f"{usage.total_s:.2f} s in all")
     parts.append(f"finished: {finish_reason or 'no reason given'}")

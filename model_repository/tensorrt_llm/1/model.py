@@ -3,7 +3,7 @@
 from typing import Any
 
 from mixtral_runtime.open_engine import open_engine
-from mixtral_serving.engine_model import EngineModel
+from mixtral_serving.engine_model import EngineModel, warm_up
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.triton import check_numpy, engine_dir
@@ -20,6 +20,7 @@ class TritonPythonModel:
         engine = open_engine(
             directory, device=self.config.engine.device, activation_dtype=self.config.engine.activation_dtype
         )
+        warm_up(engine)
         self.model = EngineModel(engine, end_id)
 
     def execute(self, requests: list[Any]) -> None:

@@ -4,13 +4,15 @@ import re
 import threading
 from typing import IO
 
-# Said on every machine without a GPU, and of no consequence there.
+# Said on every machine without a GPU, and of no consequence there; the last when the server is told to stop.
 _HARMLESS = (
     "CudaDriverHelper has not been initialized",
     "CUDA driver version is insufficient",
     "CUDA memory pool disabled",
     "DCGM unable to start",
     "Failed to initialize NVML",
+    "failed to allocate pinned system memory",
+    "Signal (",
 )
 _INFO = re.compile(r"I\d{4} |[+|]|\s*$|\s*At:|\s+/")  # info lines, tables, blank lines, the paths of a traceback
 _FAILURE = re.compile(r"failed to load '(?P<model>\w+)' version 1: \w[\w ]*: (?:\w+: )?(?P<reason>.*?)(?:\\n|$)")

@@ -1,0 +1,198 @@
+"""The thread between engine and Triton: order, heartbeats, stops, and failures that stay with their own stream."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mixtral_runtime.engine import Counts, EngineLimits, EngineStats, FinishReason, Output, Request
+from mixtral_runtime.errors import Unavailable
+from mixtral_serving import streams
+from mixtral_serving.engine_request import ResponseFlags
+from mixtral_serving.streams import Stream, Streams
+
+WAIT_S = 20.0
+FLAGS = ResponseFlags(log_probs=False, num_input_tokens=False, num_output_tokens=False)
+
+
+class ScriptedEngine:
+    """An engine behind the seam whose outputs the test writes."""
+
+    limits = EngineLimits(8, 100, 200, 64)
+
+    def __init__(self) -> None:
+        self.outputs: queue.Queue[Output] = queue.Queue()
+        self.cancelled: queue.Queue[int] = queue.Queue()
+        self.full = False
+        self._next = 100
+
+    def submit(self, request: Request) -> int:
+        if self.full:
+            raise Unavailable("the queue is full")
+        self._next += 1
+        return self._next
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.put(request_id)
+
+    def poll(self, timeout_s: float) -> list[Output]:
+        try:
+            return [self.outputs.get(timeout=timeout_s / 10)]
+        except queue.Empty:
+            return []
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 8, 0, 0, 0, 0, 0, 0, {})
+
+    def close(self, drain_s: float = 0.0) -> None:
+        pass
+
+    def emit(self, request_id: int, *ids: int, final: bool = False) -> None:
+        reason = FinishReason.LENGTH if final else None
+        self.outputs.put(Output(request_id, list(ids), Counts(1, len(ids)), final=final, finish_reason=reason))
+
+
+@dataclass
+class RecordingSender:
+    """Fails the test when it is touched after its final response: Triton would crash."""
+
+    sent: queue.Queue[tuple[Any, bool]] = field(default_factory=queue.Queue)
+    cancelled: bool = False
+    ended: bool = False
+    broken: bool = False
+    misuse: list[str] = field(default_factory=list)
+
+    def send(self, response: Any, final: bool) -> None:
+        if self.ended:
+            self.misuse.append("send")
+        if self.broken:
+            raise RuntimeError("the pipe is gone")
+        self.ended = final
+        self.sent.put((response, final))
+
+    def is_cancelled(self) -> bool:
+        if self.ended:
+            self.misuse.append("is_cancelled")
+        return self.cancelled
+
+    def next(self) -> tuple[Any, bool]:
+        return self.sent.get(timeout=WAIT_S)
+
+
+def respond(stream: Stream, output: Output | None) -> Any:
+    if output is not None and 666 in output.token_ids:
+        raise ValueError("cannot be made")
+    if output is not None and output.error is not None:
+        return output.error.text
+    return None if output is None else output.token_ids
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def served(engine: ScriptedEngine) -> Iterator[Streams]:
+    served = Streams(engine, respond)
+    yield served
+    served.close(0)
+    assert not [t for t in threading.enumerate() if t.name == "responses"]
+
+
+def open_stream(
+    served: Streams, *, context: bytes | None = b"{}", request_id: str = "", sender: RecordingSender | None = None
+) -> tuple[RecordingSender, Stream]:
+    sender = sender or RecordingSender()
+    stream = Stream(sender, request_id, FLAGS, streaming=True, context=context)
+    served.submit(Request([1], 5), stream)
+    return sender, stream
+
+
+def test_responses_come_in_order_and_the_stream_is_forgotten(engine: ScriptedEngine, served: Streams) -> None:
+    sender, _ = open_stream(served)
+    for token in range(20):
+        engine.emit(101, token)
+    engine.emit(101, 20, final=True)
+    assert [sender.next() for _ in range(21)] == [([token], token == 20) for token in range(21)]
+    assert len(served) == 0
+    assert sender.misuse == []
+
+
+def test_a_refused_request_leaves_nothing(engine: ScriptedEngine, served: Streams) -> None:
+    engine.full = True
+    with pytest.raises(Unavailable, match="the queue is full"):
+        open_stream(served)
+    assert len(served) == 0
+
+
+def test_silent_streams_of_the_ensemble_get_heartbeats(
+    engine: ScriptedEngine, served: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.02)
+    through_ensemble, _ = open_stream(served)
+    direct, _ = open_stream(served, context=None)
+    for _ in range(3):
+        assert through_ensemble.next() == (None, False)
+    assert direct.sent.empty()
+    engine.emit(101, final=True)
+    engine.emit(102, final=True)
+    while not through_ensemble.next()[1]:
+        pass
+    assert direct.next() == ([], True)
+    assert through_ensemble.misuse == direct.misuse == []
+
+
+def test_a_client_of_the_engine_model_that_leaves_is_cancelled(engine: ScriptedEngine, served: Streams) -> None:
+    sender, _ = open_stream(served, context=None)
+    sender.cancelled = True
+    assert engine.cancelled.get(timeout=WAIT_S) == 101
+
+
+def drain(cancelled: "queue.Queue[int]") -> set[int]:
+    found = set()
+    while not cancelled.empty():
+        found.add(cancelled.get())
+    return found
+
+
+def test_a_stream_is_stopped_by_its_own_id_or_by_the_clients(engine: ScriptedEngine, served: Streams) -> None:
+    _, first = open_stream(served, request_id="same")
+    open_stream(served, request_id="same")
+    open_stream(served, request_id="")
+    assert first.stream_id != 0
+    assert served.stop(stream_id=first.stream_id) == 1
+    assert drain(engine.cancelled) == {101}
+    assert served.stop(request_id="same") == 2
+    assert drain(engine.cancelled) == {101, 102}
+    assert served.stop(request_id="") == 0
+    assert served.stop(stream_id=5) == 0
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_response_that_cannot_be_made_ends_its_own_stream_with_an_error(
+    engine: ScriptedEngine, served: Streams, final: bool
+) -> None:
+    sender, _ = open_stream(served)
+    other, _ = open_stream(served)
+    engine.emit(101, 666, final=final)
+    engine.emit(101, 5)  # was already on its way
+    engine.emit(102, 7)
+    assert sender.next() == ("INTERNAL: a response could not be made, see the log", True)
+    assert other.next() == ([7], False)
+    assert engine.cancelled.get(timeout=WAIT_S) == 101
+    assert sender.sent.empty()
+    assert (len(served), sender.misuse) == (1, [])
+
+
+def test_a_broken_sender_is_given_up(engine: ScriptedEngine, served: Streams) -> None:
+    open_stream(served, sender=RecordingSender(broken=True))
+    other, _ = open_stream(served)
+    engine.emit(101, 5)
+    engine.emit(102, 7, final=True)
+    assert other.next() == ([7], True)
+    assert engine.cancelled.get(timeout=WAIT_S) == 101
+    assert len(served) == 0
