@@ -43,9 +43,8 @@ def run(*command: str | Path) -> None:
 
 
 def build(folder: Path) -> Path:
-    """Checkpoints in int8 and 16 bit, and the int8 engine."""
-    for precision in ("16bit", "int8"):
-        run("mixtral-build", "quantize", MODEL, folder / precision, "--precision", precision)
+    """An int8 checkpoint and its engine."""
+    run("mixtral-build", "quantize", MODEL, folder / "int8", "--precision", "int8")
     run("mixtral-build", "engine", folder / "int8", folder / "engine", "--runtime", "pytorch")
     return folder / "engine"
 
@@ -105,7 +104,7 @@ def main() -> None:
                 without_server(engine, reason)
             else:
                 with_server(engine)
-            run("mixtral-build", "compare", f"{folder}/16bit", f"{folder}/int8", "--text", MODEL / "heldout.jsonl")
+            run("mixtral-build", "compare", MODEL, engine, "--text", MODEL / "heldout.jsonl")
         except MixtralError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)

@@ -16,4 +16,4 @@ def test_the_engine_answers_without_a_server(
     assert "this is a toaster" in result.stderr
     assert "so here is the engine without the server" in result.stderr
     assert "Zorin" in result.stdout  # the chat answer, from facts in the question
-    assert "perplexity_a" in capfd.readouterr().out  # of the command that the demo ran last
+    assert "perplexity: A" in capfd.readouterr().out  # of the command that the demo ran last
