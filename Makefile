@@ -18,10 +18,10 @@ VENV := $(if $(IN_IMAGE),,.venv)
 BIN := $(if $(VENV),$(VENV)/bin/,)
 READY := $(if $(VENV),$(VENV)/.ready,/tmp/mixtral-triton.ready)
 
-.PHONY: help demo engine serve stream test lint format docs bench clean
+.PHONY: help demo engine serve stream test lint format docs bench bench-build clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml scripts/setup_environment.sh
 	@scripts/setup_environment.sh "$(VENV)"
@@ -30,7 +30,7 @@ $(READY): pyproject.toml scripts/setup_environment.sh
 demo: $(READY)  ## Build the demo engine, serve it, stream a story and a chat answer, stop.
 	@$(BIN)python scripts/demo.py
 
-engine: $(CHECKPOINT)/config.json  ## Build ENGINE from MODEL (PRECISION=int8|16bit RUNTIME=auto|pytorch GPU=auto).
+engine: $(CHECKPOINT)/config.json  ## Build ENGINE from MODEL (PRECISION=int8|fp8|awq|16bit RUNTIME=auto GPU=auto).
 	@$(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU) --replace
 
 # Quantised again when the weights are newer than the checkpoint.
@@ -60,8 +60,12 @@ format: $(READY)  ## Format the code.
 docs: $(READY)  ## Regenerate the help pages in docs/.
 	@$(BIN)python scripts/generate_docs.py
 
-bench: $(READY)  ## Measure decode speed on the demo model, int8 and 16 bit, beside transformers.
+bench: $(READY)  ## Measure decode speed beside transformers, and each precision's quality, on the demo model.
 	@$(BIN)python benchmarks/decode.py
+	@$(BIN)python benchmarks/quality.py
+
+bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed beside a plain copy, and memory.
+	@$(BIN)python benchmarks/build.py
 
 clean:  ## Remove environment, engines, checkpoints and caches. Sources, `build/` among them, stay.
 	rm -rf .venv engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis
