@@ -1,0 +1,49 @@
+"""Results as the Markdown tables of docs/build.md. A test compares them; run this file to print them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+
+
+def quality_table(report: dict[str, Any]) -> str:
+    """Of `quality.json`."""
+    rows = [("precision", "perplexity", "mean KL, nats", "top-1 agreement", "tokens with the same experts")]
+    for name, r in report["results"].items():
+        routing = min(layer["routing_agreement"] for layer in r["layers"])
+        change = f"{r['perplexity_change_percent']:+.3f} %"
+        rows.append((name, change, f"{r['mean_kl']:.1e}", f"{r['top1_agreement']:.2%}", f"{routing:.2%}"))
+    return _markdown(rows)
+
+
+def build_table(report: dict[str, Any]) -> str:
+    """Of `build.json`."""
+    rows = [
+        ("precision", "quantise, s", "plain copy, s", "share of the copy's speed", "peak anonymous", "32 layers, h")
+    ]
+    for m in report["measurements"]:
+        quantize, copy = m["quantize"], m["copy"]
+        rows.append(
+            (
+                m["precision"],
+                f"{quantize['median_wall_s']:.1f}",
+                f"{copy['median_wall_s']:.1f}",
+                f"{m['speed_ratio']:.2f}",
+                f"{quantize['peak_anonymous_bytes'] / GIB:.2f} GiB",
+                f"{m['full_model_hours']:.2f}",
+            )
+        )
+    return _markdown(rows)
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    head, *body = ("| " + " | ".join(row) + " |\n" for row in rows)
+    return head + "| --- " * len(rows[0]) + "|\n" + "".join(body)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    print(quality_table(json.loads((folder / "quality.json").read_text())))
+    print(build_table(json.loads((folder / "build.json").read_text())))
