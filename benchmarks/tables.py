@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+Rows = list[tuple[str, ...]]
 
 
 def quality_table(report: dict[str, Any]) -> str:
     """Of `quality.json`."""
-    rows = [("precision", "perplexity", "mean KL, nats", "top-1 agreement", "tokens with the same experts")]
+    rows: Rows = [("precision", "perplexity", "mean KL, nats", "top-1 agreement", "tokens with the same experts")]
     for name, r in report["results"].items():
         routing = min(layer["routing_agreement"] for layer in r["layers"])
         change = f"{r['perplexity_change_percent']:+.3f} %"
@@ -38,7 +39,7 @@ def build_table(report: dict[str, Any]) -> str:
     return _markdown(rows)
 
 
-def _markdown(rows: list[tuple[str, ...]]) -> str:
+def _markdown(rows: Rows) -> str:
     head, *body = ("| " + " | ".join(row) + " |\n" for row in rows)
     return head + "| --- " * len(rows[0]) + "|\n" + "".join(body)
 
