@@ -21,7 +21,7 @@ def quality_table(report: dict[str, Any]) -> str:
 
 def build_table(report: dict[str, Any]) -> str:
     """Of `build.json`."""
-    rows = [
+    rows: Rows = [
         ("precision", "quantise, s", "plain copy, s", "share of the copy's speed", "peak anonymous", "32 layers, h")
     ]
     for m in report["measurements"]:
