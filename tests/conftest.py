@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from mixtral_runtime.config import CheckpointConfig
 # Tests measure behaviour, not speed, and on a busy machine PyTorch's threads wait for each other more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A runner that starts the tests in the background hands down an ignored SIGINT, which the programs they start would
+# inherit; then no test could interrupt one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
