@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from demo_model.corpus import MIX, training_documents
+from demo_model.draw import FIXED, reserved, sentences
+from demo_model.evaluate import load, read_heldout, score
+from demo_model.tokenizer import CHAT_TEMPLATE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,12 +22,6 @@ from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "tiny-mixtral"
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from demo_model.corpus import MIX, training_documents  # noqa: E402
-from demo_model.draw import FIXED, reserved, sentences  # noqa: E402
-from demo_model.evaluate import load, read_heldout, score  # noqa: E402
-from demo_model.tokenizer import CHAT_TEMPLATE  # noqa: E402
 
 SEED = 20  # of the shipped training run
 PERPLEXITY_BOUND = 2.7  # of the subset below, where the shipped weights have 2.54

@@ -117,7 +117,6 @@ def test_weights_in_a_layout_of_tensorrt_llm_are_refused(make_checkpoint: Any) -
         MixtralModel.load(checkpoint, "cpu")
 
 
-@pytest.mark.skipif(not (DEMO_MODEL / "config.json").exists(), reason="the demo model is not there")
 @pytest.mark.parametrize("precision", ["16bit", "int8", "awq"])
 def test_the_demo_model_equals_transformers(tmp_path: Path, precision: str) -> None:
     calibration = CalibrationOptions(samples=16)
