@@ -159,7 +159,10 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot, cheap enough to take after every step."""
+    """A snapshot, cheap enough to take after every step.
+
+    active, queued: sequences now. Since start: steps, tokens, prefix_blocks_reused and _missed (KV blocks of prompts
+    found in the cache or not), preemptions (sequences put back to free their blocks)."""
 
     active: int
     queued: int
@@ -171,6 +174,9 @@ class EngineStats:
     prompt_tokens: int
     output_tokens: int
     finished: dict[str, int]  # by finish reason, since start
+    prefix_blocks_reused: int = 0
+    prefix_blocks_missed: int = 0
+    preemptions: int = 0
 
 
 class Engine(Protocol):

@@ -1,14 +1,13 @@
 """From an engine directory to a running engine, whichever runtime its manifest names."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from mixtral_runtime.engine import Engine
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
+from mixtral_runtime.injection import import_injected
 from mixtral_runtime.manifest import Manifest
 from mixtral_runtime.pytorch.engine import PyTorchEngine
 
@@ -28,7 +27,8 @@ def open_engine(engine_dir: Path | str, *, device: str = "auto", activation_dtyp
     manifest = Manifest.load(engine_dir)
     manifest.check_files(engine_dir)
     if ":" in manifest.runtime:
-        return _factory(manifest.runtime)(engine_dir, manifest)
+        factory: Callable[[Path, Manifest], Engine] = import_injected(manifest.runtime, "the manifest's runtime")
+        return factory(engine_dir, manifest)
     if manifest.runtime != "pytorch":
         raise CheckpointError(f"the engine was built for the runtime {manifest.runtime}, here is pytorch; {REBUILD}")
     if activation_dtype not in ACTIVATION_DTYPES:
@@ -36,14 +36,6 @@ def open_engine(engine_dir: Path | str, *, device: str = "auto", activation_dtyp
         raise InvalidArgument(f"activation_dtype is {activation_dtype}, it must be one of {known}")
     dtype = ACTIVATION_DTYPES[activation_dtype]
     return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype)
-
-
-def _factory(path: str) -> Callable[[Path, Manifest], Engine]:
-    module, _, name = path.partition(":")
-    try:
-        return cast(Callable[[Path, Manifest], Engine], getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError) as error:
-        raise CheckpointError(f"the manifest's runtime {path} cannot be imported: {error}") from error
 
 
 def _device(device: str, built_for: str) -> torch.device:
