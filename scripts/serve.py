@@ -14,7 +14,7 @@ from mixtral_runtime.errors import MixtralError
 from mixtral_serving.server.command import Address
 from mixtral_serving.server.preflight import check_all
 from mixtral_serving.server.process import ServerProcess
-from mixtral_serving.server.self_test import self_test
+from mixtral_serving.server.self_test import self_test, server_version
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 PORT = click.IntRange(1, 65535)
@@ -62,16 +62,14 @@ def serve(server: ServerProcess, ready_timeout: float, what: str) -> int:
     with server:
         try:
             server.wait_until_ready(ready_timeout)
-            self_test(server.address)
+            self_test(server.address, server.exposure)
         except MixtralError:
             if asked:
                 return 0
             raise
-        at = server.address
-        click.echo(
-            f"ready: {what}, gRPC {at.host}:{at.grpc_port}, HTTP {at.host}:{at.http_port}, "
-            f"metrics {at.host}:{at.metrics_port}"
-        )
+        if warning := server.exposure.crash_warning(server.address, server_version(server.address)):
+            click.echo(f"warning: {warning}", err=True)
+        click.echo(f"ready: {what}, {server.exposure.describe(server.address)}")
         code = server.wait()
     if asked:
         return 0
