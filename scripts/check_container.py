@@ -66,7 +66,8 @@ def _check_writable(report: Path) -> None:
     """Now, not after half an hour."""
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.touch()
+        with report.open("a", encoding="utf-8"):
+            pass
     except OSError as error:
         raise click.BadParameter(f"{report} cannot be written: {error.strerror}", param_hint="--json") from error
 

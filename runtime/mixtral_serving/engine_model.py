@@ -53,10 +53,13 @@ class EngineModel:
             return
         if inputs.flag("return_engine_stats"):
             stats = asdict(self._engine.stats()) | {"streams": len(self._streams)}
+            stats["limits"] = asdict(self._engine.limits)  # the operator may have lowered the manifest's
             sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
             return
         request, flags = engine_request(inputs, self._end_id)
         stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
+        if not request.sampling.greedy:
+            stream.seed = request.sampling.seed
         self._streams.submit(request, stream)
 
 
@@ -100,6 +103,8 @@ def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
     }
     if stream.sent == 0 and stream.context is not None:
         tensors["STREAM_CONTEXT"] = np.array([[stream.context]], np.object_)
+    if stream.sent == 0 and stream.seed is not None:
+        tensors["used_seed"] = np.array([[stream.seed]], np.uint64)
     if output is None:
         return tensors
     if output.error is not None:

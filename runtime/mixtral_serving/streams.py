@@ -33,13 +33,15 @@ class ResponseSender(Protocol):
 
 @dataclass(slots=True)
 class Stream:
-    """One request being answered. context: travels on the first response; only requests of the ensemble have one."""
+    """One request being answered. context: travels on the first response; only requests of the ensemble have one.
+    seed: of its sampling, told on the first response; None when greedy."""
 
     sender: ResponseSender
     request_id: str
     flags: ResponseFlags
     streaming: bool
     context: bytes | None
+    seed: int | None = None
     stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
     timeline: Timeline = field(default_factory=Timeline)
     sent: int = 0

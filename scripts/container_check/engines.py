@@ -1,6 +1,7 @@
 """Engines of the demo model: TensorRT-LLM's greedy tokens beside the PyTorch engine's on the same checkpoint."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def _check(workplace: Workplace, precision: str) -> Outcome:
     if workplace.gpu is None:
         raise NotAvailable("TensorRT-LLM builds and runs engines on a GPU only, and there is none")
     folder = workplace.folder / precision
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, where it was kept
     checkpoint, expected = folder / "checkpoint", folder / "pytorch.json"
     engine, found = engine_folder(workplace, precision), tokens_file(workplace, precision)
     quantize = ("mixtral-build", "quantize", workplace.model, checkpoint, "--precision", precision)
