@@ -30,6 +30,7 @@ def test_cancel_while_running_and_while_queued(open_double: Any) -> None:
     adapter.cancel(running)  # again, and unknown: nothing happens
     adapter.cancel(12345)
     assert adapter.stats().finished["cancelled"] == 2
+    assert adapter.stats().prompt_tokens <= len(LONG.prompt_ids)  # the queued prompt was never read
 
 
 def test_a_timeout_counts_from_submission_also_in_the_queue(open_double: Any) -> None:

@@ -219,13 +219,14 @@ class Share:
 
 
 def _record(exchange: Exchange, index: int, warmup: bool, scheduled_s: float, origin: float) -> RequestRecord:
-    responses = [(at - origin, tokens) for at, tokens in exchange.responses]
+    """Times to the microsecond: more digits would only make the file larger."""
+    responses = [(round(at - origin, 6), tokens) for at, tokens in exchange.responses]
     return RequestRecord(
         index=index,
-        scheduled_s=scheduled_s,
-        sent_s=exchange.sent - origin,
+        scheduled_s=round(scheduled_s, 6),
+        sent_s=round(exchange.sent - origin, 6),
         first_s=responses[0][0] if responses else None,
-        end_s=exchange.ended - origin,
+        end_s=round(exchange.ended - origin, 6),
         responses=responses,
         input_tokens=exchange.input_tokens,
         output_tokens=exchange.output_tokens,

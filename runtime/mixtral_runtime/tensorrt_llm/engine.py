@@ -174,11 +174,11 @@ class TensorRtLlmEngine:
             stream = self._live.get(response.request_id)
             if stream is None:
                 continue
-            if stream.received == 0 and not response.has_error():
-                self._prompt_tokens += len(stream.request.prompt_ids)
             before = stream.received
             stream.add(self._read(response, stream))
             self._output_tokens += stream.received - before
+            if before == 0 and (stream.received > 0 or stream.finish_reason is FinishReason.STOP):
+                self._prompt_tokens += len(stream.request.prompt_ids)
             self._news[stream.id] = stream
             if stream.finish_reason is not None:
                 self._forget(stream)

@@ -1,0 +1,89 @@
+"""What the soak asks and what must come back, token by token."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthetic_tokens import END_TOKEN, FIRST_TOKEN, expected_tokens
+from tokenizers import Tokenizer
+
+MAX_TOKENS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """prompt, tokens: ids, and the `MAX_TOKENS` that answer them."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+class Questions:
+    """Prompts with known answers. The synthetic engine's follow from the prompt, so each is a new one; of a real engine
+    (`pool`) they are what it said to the same prompt when nothing else ran."""
+
+    def __init__(self, seed: int, pool: Path | None = None) -> None:
+        self._random = random.Random(seed)
+        self._pool = [Question(**q) for q in json.loads(pool.read_text())] if pool else None
+
+    def draw(self) -> Question:
+        if self._pool is not None:
+            return self._random.choice(self._pool)
+        prompt = random_prompt(self._random)
+        return Question(prompt, expected_tokens(prompt, MAX_TOKENS))
+
+
+def random_prompt(numbers: random.Random) -> list[int]:
+    """Mostly short, sometimes of some thousand tokens; ordinary pieces of text."""
+    length = numbers.choice([3, 8, 20, 60, 200, 1000])
+    return [1, *(numbers.randrange(FIRST_TOKEN, END_TOKEN) for _ in range(length))]
+
+
+class Decoder:
+    """The tokenizer's own decoding, which shares no code with what is served."""
+
+    def __init__(self, tokenizer_dir: Path) -> None:
+        self._tokenizer: Any = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+
+    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """What `tokens` add to the prompt's text; a token in front keeps their first space."""
+        before = self._tokenizer.decode(list(prompt[-1:]))
+        whole: str = self._tokenizer.decode([*prompt[-1:], *tokens])
+        return whole[len(before) :]
+
+
+def faults(
+    decoder: Decoder, question: Question, ids: list[int], text: str, *, tokens: int | None, stop: str = ""
+) -> list[str]:
+    """What is wrong with an answer. tokens: how many it must have, None when it was cut short. stop: a stop string."""
+    expected = question.tokens if tokens is None else question.tokens[:tokens]
+    whole = decoder.text(question.prompt, expected)
+    found = []
+    if stop:
+        cut = whole.find(stop)
+        if text != whole[:cut] if tokens is not None else not whole[:cut].startswith(text):
+            found.append("text")
+        return found if ids == question.tokens[: len(ids)] else [*found, kind_of_disorder(ids, question.tokens)]
+    if ids != expected[: len(ids)]:
+        found.append(kind_of_disorder(ids, expected))
+    elif tokens is not None and len(ids) != tokens:
+        found.append("lost")
+    # Text of a cut answer may lag behind its ids by an unfinished character.
+    if text != whole if tokens is not None else not whole.startswith(text):
+        found.append("text")
+    return found
+
+
+def kind_of_disorder(ids: list[int], expected: list[int]) -> str:
+    """`order`: the right tokens in another order; `lost`, `duplicated`: fewer or more than there were; or `foreign`."""
+    got, known = Counter(ids), Counter(expected[: len(ids)])
+    if got == known:
+        return "order"
+    if set(got) - set(expected):
+        return "foreign"
+    at = next(i for i, token in enumerate(ids) if i >= len(expected) or token != expected[i])
+    return "duplicated" if ids[at] in expected[:at] else "lost"

@@ -1,0 +1,139 @@
+"""The rules of the soak: they pass what is flat, and each of them can fail."""
+
+import copy
+from typing import Any
+
+import pytest
+from make_engine import MODEL
+from soak_questions import MAX_TOKENS, Decoder, Question, Questions, faults
+from soak_verdict import gain, verdict
+
+MIB = 2**20
+NOTHING: dict[str, int] = {}
+ASKED = {"stream": 10}
+
+
+def flat(rounds: int = 12) -> list[dict[str, Any]]:
+    """A soak in which everything warms up for three rounds and then stays, but for a little noise."""
+    return [
+        {
+            "at_s": 30.0 * number,
+            "resting": True,
+            "processes": {
+                "server": {
+                    "uss": (60 + min(number, 3) + number % 2) * MIB,
+                    "descriptors": 80 + number % 2,
+                    "threads": 200,
+                },
+                "tensorrt_llm": {"uss": 170 * MIB, "descriptors": 4, "threads": 7},
+            },
+            "shm_segments": 5,
+            "tables": {"mixtral_streams_live": 0.0},
+        }
+        for number in range(rounds)
+    ]
+
+
+def test_what_is_flat_after_warm_up_passes() -> None:
+    assert verdict(flat(), NOTHING, ASKED) == []
+
+
+@pytest.mark.parametrize(
+    ("process", "what", "each_round"),
+    [
+        ("tensorrt_llm", "uss", 2 * MIB),
+        ("server", "uss", 2 * MIB),
+        ("server", "descriptors", 1),
+        ("server", "threads", 1),
+    ],
+)
+def test_a_planted_leak_fails(process: str, what: str, each_round: int) -> None:
+    samples = flat()
+    for number, sample in enumerate(samples):
+        sample["processes"][process][what] += each_round * number
+    (failure,) = verdict(samples, NOTHING, ASKED)
+    assert failure.startswith(f"{what} of {process} gained ")
+
+
+def test_one_outlier_is_not_a_leak() -> None:
+    samples = flat()
+    samples[-2]["processes"]["server"]["uss"] += 50 * MIB
+    assert verdict(samples, NOTHING, ASKED) == []
+
+
+def test_a_segment_more_fails() -> None:
+    samples = flat()
+    for number, sample in enumerate(samples):
+        sample["shm_segments"] += number // 3
+    assert verdict(samples, NOTHING, ASKED) != []
+
+
+def test_a_table_that_holds_something_at_rest_fails() -> None:
+    samples = flat()
+    samples[-1]["tables"]["mixtral_streams_live"] = 1.0
+    assert verdict(samples, NOTHING, ASKED) == ["mixtral_streams_live is 1 at rest after 330 s"]
+
+
+def test_a_busy_sample_may_hold_anything() -> None:
+    busy = copy.deepcopy(flat()[-1]) | {"resting": False, "tables": {"mixtral_streams_live": 40.0}}
+    assert verdict([*flat(), busy], NOTHING, ASKED) == []
+
+
+def test_a_process_that_is_gone_or_a_soak_without_requests_or_rest_fails() -> None:
+    samples = flat()
+    del samples[-1]["processes"]["tensorrt_llm"]
+    assert verdict(samples, NOTHING, ASKED) == ["the server's processes are not the same at all times"]
+    assert verdict(flat(), NOTHING, {}) == ["nothing was asked"]
+    assert verdict([], NOTHING, ASKED) != []
+
+
+def test_a_wrong_answer_fails() -> None:
+    assert verdict(flat(), {"lost": 1}, ASKED) == ["1 answers with the fault `lost`"]
+
+
+def test_the_gain_is_that_of_the_line_through_the_points() -> None:
+    assert gain([(0.0, 5.0), (10.0, 7.0), (20.0, 9.0)]) == pytest.approx(4.0)
+    assert gain([(0.0, 5.0)]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(MODEL)
+
+
+@pytest.fixture
+def question() -> Question:
+    return Questions(seed=7).draw()
+
+
+def test_the_known_answer_has_no_fault(decoder: Decoder, question: Question) -> None:
+    ids = question.tokens[:50]
+    text = decoder.text(question.prompt, ids)
+    assert faults(decoder, question, ids, text, tokens=50) == []
+    assert faults(decoder, question, ids, text[:-1], tokens=None) == []  # cut short
+    stop = text[20:24]
+    assert faults(decoder, question, ids[:9], text[: text.find(stop)], tokens=50, stop=stop) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (lambda ids: ids[:20] + ids[21:], "lost"),
+        (lambda ids: ids[:-1], "lost"),
+        (lambda ids: ids[:20] + ids[19:-1], "duplicated"),
+        (lambda ids: [*ids[:20], ids[21], ids[20], *ids[22:]], "order"),
+        (lambda ids: [*ids[:20], 2, *ids[21:]], "foreign"),
+    ],
+)
+def test_planted_faults_of_tokens_are_named(decoder: Decoder, question: Question, damage: Any, name: str) -> None:
+    ids = question.tokens[:MAX_TOKENS]
+    text = decoder.text(question.prompt, ids)
+    assert faults(decoder, question, damage(ids), text, tokens=MAX_TOKENS) == [name]
+
+
+def test_text_that_differs_by_one_character_is_wrong(decoder: Decoder, question: Question) -> None:
+    ids = question.tokens[:50]
+    text = decoder.text(question.prompt, ids)
+    assert faults(decoder, question, ids, text[:10] + text[11:], tokens=50) == ["text"]
+    assert faults(decoder, question, ids, text + "x", tokens=None) == ["text"]
+    assert faults(decoder, question, ids, text[:12], tokens=50, stop="no such string") == ["text"]
