@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixtral_runtime.errors import MixtralError
+from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
 from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
 from mixtral_serving.vocabulary import Vocabulary
@@ -24,9 +25,11 @@ class DetokenizerModel:
         # A stop request waits for the engine model, so it must not hold up the one instance of this model.
         self._stopper = ThreadPoolExecutor(1, thread_name_prefix="stopper")
         self._stopping: set[int] = set()
+        self._counters = Counters.of_server()
 
     def answer(self, request: Any) -> Any:
         """Exactly one response per request, in order: the server matches them by number."""
+        self._counters[Counter.HANDLED] += 1
         inputs = read(request)
         stream_id: int | None = inputs.one("STREAM_ID")
         try:

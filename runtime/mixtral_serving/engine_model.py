@@ -9,10 +9,12 @@ import numpy as np
 
 from mixtral_runtime.engine import Engine, Output, Request
 from mixtral_runtime.errors import MixtralError
+from mixtral_serving.counters import Counters
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
+from mixtral_serving.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ class EngineModel:
     def __init__(self, engine: Engine, end_id: int | None) -> None:
         self._engine = engine
         self._end_id = end_id
-        self._streams = Streams(engine, respond)
+        self._streams = Streams(engine, respond, Window(Counters.of_server()))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

@@ -2,24 +2,27 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from mixtral_runtime.errors import Internal
+from mixtral_serving.counters import CANARY_ID, Counters
+from mixtral_serving.counters import ENVIRONMENT as COUNTERS
 from mixtral_serving.server.command import EXIT_TIMEOUT_S, Address, server_command, server_environment
 from mixtral_serving.server.installation import find_installation
 from mixtral_serving.server.log import LogRelay
 
 SHM = Path("/dev/shm")
+_READY_ANSWER_S = 2.0
 _STOP_GRACE_S = EXIT_TIMEOUT_S + 10
 
 
@@ -44,8 +47,10 @@ class ServerProcess:
         self._config = config.resolve() if config else None
         self._log, self._verbose = log, verbose
         self._relay: LogRelay | None = None
+        self.canary_id = secrets.token_hex(16)  # not guessable: the engine keeps a place for it
         self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
         self._work_dir: Path | None = None
+        self._counters: Counters | None = None
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "ServerProcess":
@@ -65,10 +70,12 @@ class ServerProcess:
         # A neutral working directory: the stub puts it first on its module path.
         self._work_dir = Path(tempfile.mkdtemp(prefix="mixtral-server-"))
         installation = find_installation(self._work_dir)
+        self._counters = Counters(SHM / f"{self._shm_prefix}counters")
         python_bin = Path(sys.executable).parent
         self.process = subprocess.Popen(
             server_command(installation, self._repository, self.address, self._shm_prefix),
-            env=server_environment(os.environ, installation, python_bin, self._engine_dir, self._config),
+            env=server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
+            | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
             cwd=self._work_dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -84,27 +91,52 @@ class ServerProcess:
         """Raises Internal when the server ends or is not ready in time."""
         assert self.process is not None
         assert self._relay is not None
-        url = f"http://{self.address.local_host}:{self.address.http_port}/v2/health/ready"
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 self._relay.join(2)
                 reason = self._relay.failure or f"exit code {code}; start it with --verbose to see its log"
                 raise Internal(f"the server ended while starting: {reason}")
-            try:
-                with urllib.request.urlopen(url, timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except (urllib.error.URLError, OSError):
-                pass
+            if self.is_ready():
+                return
             time.sleep(0.1)
         raise Internal(
             f"the server was not ready after {timeout_s:g} s; start it with --verbose to see how far it came"
         )
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def counters(self) -> Counters:
+        assert self._counters is not None
+        return self._counters
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def is_ready(self) -> bool:
+        """What Triton says of itself, which leaves its stubs out. A server that stands still is not ready."""
+        url = f"http://{self.address.local_host}:{self.address.http_port}/v2/health/ready"
+        try:
+            with urllib.request.urlopen(url, timeout=_READY_ANSWER_S) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
     def wait(self) -> int:
         assert self.process is not None
         return self.process.wait()
+
+    def kill(self) -> None:
+        """The whole group, at once: what is broken is not asked to end."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         """Asks the server itself; its stubs end with it."""
@@ -118,9 +150,11 @@ class ServerProcess:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_GRACE_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
             self.process.wait()
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
         for region in SHM.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
         if self._work_dir is not None:
