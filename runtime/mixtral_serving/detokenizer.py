@@ -44,7 +44,7 @@ class Detokenizer:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def handle(self, stream_id: int | None, inputs: Tensors) -> Reply:
+    def handle(self, stream_id: int | None, inputs: Tensors, ids: list[int] | None = None) -> Reply:
         """One response of the engine. Raises the engine's error when the response carries one."""
         stream = self._stream(stream_id, inputs)
         finish_reason = inputs.one("FINISH_REASON")
@@ -52,7 +52,8 @@ class Detokenizer:
             self.drop(stream_id)
             raise unpack_error(error.decode())
         was_stopped = stream.text.stopped
-        ids = _token_ids(inputs)
+        if ids is None:
+            ids = _token_ids(inputs)
         piece = stream.text.push(ids, final=finish_reason is not None)
         text = piece.text
         if not stream.begun:
@@ -97,7 +98,7 @@ class Detokenizer:
             outputs["prompt_log_probs"] = prompt_log_probs
         if count and (input_tokens := inputs.array("NUM_INPUT_TOKENS")) is not None:
             outputs["num_input_tokens"] = input_tokens
-        if count and "NUM_OUTPUT_TOKENS" in inputs:
+        if count and stream.context.return_num_output_tokens:
             outputs["num_output_tokens"] = np.array([[count]], np.int32)
         if (log_probs := inputs.array("OUTPUT_LOG_PROBS")) is not None:
             cut = log_probs[:, :, :count]  # [1, beams, tokens]

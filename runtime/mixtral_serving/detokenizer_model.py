@@ -13,6 +13,7 @@ import numpy as np
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
+from mixtral_serving.engine_model import unpack_chunk
 from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
 from mixtral_serving.vocabulary import Vocabulary
 
@@ -31,9 +32,13 @@ class DetokenizerModel:
         """Exactly one response per request, in order: the server matches them by number."""
         self._counters[Counter.HANDLED] += 1
         inputs = read(request)
-        stream_id: int | None = inputs.one("STREAM_ID")
+        ids = None
+        if (chunk := inputs.array("STREAM_CHUNK")) is not None:
+            stream_id, ids = unpack_chunk(chunk)
+        else:
+            stream_id = inputs.one("STREAM_ID")
         try:
-            reply = self._detokenizer.handle(stream_id, inputs)
+            reply = self._detokenizer.handle(stream_id, inputs, ids)
         except Exception as error:
             if not isinstance(error, MixtralError):
                 log.exception("a response could not be decoded")

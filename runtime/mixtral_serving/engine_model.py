@@ -2,19 +2,19 @@
 
 import json
 import logging
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from mixtral_runtime.engine import Engine, Output, Request
 from mixtral_runtime.errors import MixtralError
-from mixtral_serving.counters import Counters
+from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
-from mixtral_serving.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,8 @@ class EngineModel:
     def __init__(self, engine: Engine, end_id: int | None) -> None:
         self._engine = engine
         self._end_id = end_id
-        self._streams = Streams(engine, respond, Window(Counters.of_server()))
+        self._streams = Streams(engine, respond, Counters.of_server())
+        self._canary_id = os.environ.get(CANARY_ID)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -50,6 +51,8 @@ class EngineModel:
             sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
             return
         request, flags = engine_request(inputs, self._end_id)
+        if request_id and request_id == self._canary_id:
+            request = replace(request, priority=1.0)
         stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
         self._streams.submit(request, stream)
 
@@ -76,15 +79,28 @@ def respond(stream: Stream, output: Output | None) -> Any:
     return response(output_tensors(stream, output))
 
 
+def pack_chunk(stream_id: int, ids: list[int]) -> Array:
+    return np.array([[(stream_id & 0xFFFFFFFF) - 2**31, (stream_id >> 32) - 2**31, *ids]], np.int32)
+
+
+def unpack_chunk(chunk: Array) -> tuple[int, list[int]]:
+    low, high, *ids = chunk.reshape(-1).tolist()
+    return (low + 2**31) | (high + 2**31) << 32, ids
+
+
 def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
     ids = [] if output is None else output.token_ids
-    tensors: dict[str, Array] = {
-        "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
-        "sequence_length": np.array([[len(ids)]], np.int32),
-        "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
-    }
-    if stream.sent == 0 and stream.context is not None:
-        tensors["STREAM_CONTEXT"] = np.array([[stream.context]], np.object_)
+    tensors: dict[str, Array]
+    if stream.context is None:
+        tensors = {
+            "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
+            "sequence_length": np.array([[len(ids)]], np.int32),
+            "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
+        }
+    else:
+        tensors = {"STREAM_CHUNK": pack_chunk(stream.stream_id, ids)}
+        if stream.sent == 0:
+            tensors["STREAM_CONTEXT"] = np.array([[stream.context]], np.object_)
     if output is None:
         return tensors
     if output.error is not None:
@@ -93,7 +109,7 @@ def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
         tensors["finish_reason"] = np.array([[output.finish_reason.value.encode()]], np.object_)
     if ids and stream.flags.num_input_tokens:
         tensors["num_input_tokens"] = np.array([[output.counts.input_tokens]], np.int32)
-    if ids and stream.flags.num_output_tokens:
+    if ids and stream.flags.num_output_tokens and stream.context is None:
         tensors["num_output_tokens"] = np.array([[len(ids)]], np.int32)
     if output.log_probs is not None:
         tensors["output_log_probs"] = np.array([[output.log_probs]], np.float32)

@@ -42,6 +42,7 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array
         prompt_text=None if inputs.flag("exclude_input_in_output", True) else prompt.text,
         strip_space=prompt.strip_space,
         return_output_ids=inputs.flag("return_output_ids"),
+        return_num_output_tokens=inputs.flag("return_num_output_tokens"),
     )
     return {
         "INPUT_ID": np.array([prompt.ids], np.int32),

@@ -2,14 +2,14 @@
 
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_type_hints
 
 from mixtral_runtime.errors import InvalidArgument
-
-DEVICES = ("auto", "cpu", "cuda")
-ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
+from mixtral_runtime.settings import check_range, read_settings, refuse_unknown_keys
+from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
+from mixtral_serving.server.supervision import SupervisionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +17,22 @@ class EngineConfig:
     """device: auto takes a GPU when there is one. activation_dtype: None is the checkpoint's. drain_s: how long
     running requests may go on when the server stops."""
 
-    device: str = "auto"
-    activation_dtype: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    activation_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     drain_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_range("drain_s", self.drain_s, at_least=0)
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
+    """One field per section of the file. A section is a frozen dataclass beside what it configures, as
+    `mixtral_runtime.settings` reads it, and is added here with one line."""
+
     engine: EngineConfig = field(default_factory=EngineConfig)
+    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    tensorrt_llm: TensorRtLlmSettings = field(default_factory=TensorRtLlmSettings)
 
     @classmethod
     def from_environment(cls) -> "ServeConfig":
@@ -39,27 +47,9 @@ class ServeConfig:
             table = tomllib.loads(path.read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidArgument(f"the configuration {path} cannot be read: {error}") from error
-        _refuse_unknown(path, "", table, cls)
-        engine = table.get("engine", {})
-        if not isinstance(engine, dict):
-            raise InvalidArgument(f"{path}: engine must be a table")
-        _refuse_unknown(path, "engine.", engine, EngineConfig)
-        config = EngineConfig(**engine)
-        _check_choice(path, "engine.device", config.device, DEVICES)
-        if config.activation_dtype is not None:
-            _check_choice(path, "engine.activation_dtype", config.activation_dtype, ACTIVATION_DTYPES)
-        if isinstance(config.drain_s, bool) or not isinstance(config.drain_s, int | float) or not config.drain_s >= 0:
-            raise InvalidArgument(f"{path}: engine.drain_s is {config.drain_s!r}, it must be a number of at least 0")
-        return cls(config)
-
-
-def _refuse_unknown(path: Path, prefix: str, table: dict[str, Any], kind: type[Any]) -> None:
-    known = [f.name for f in fields(kind)]
-    for key in table:
-        if key not in known:
-            raise InvalidArgument(f"{path}: unknown key {prefix}{key}, known are {', '.join(known)}")
-
-
-def _check_choice(path: Path, key: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidArgument(f"{path}: {key} is {value!r}, it must be one of {', '.join(allowed)}")
+        kinds = get_type_hints(cls)
+        try:
+            refuse_unknown_keys(cls, table)
+            return cls(**{name: read_settings(kinds[name], part, name) for name, part in table.items()})
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{path}: {error}") from error

@@ -18,6 +18,7 @@ class StreamContext:
     prompt_text: str | None = None
     strip_space: bool = False
     return_output_ids: bool = False
+    return_num_output_tokens: bool = False
 
     def pack(self) -> bytes:
         return json.dumps(asdict(self)).encode()

@@ -9,11 +9,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mixtral_runtime.engine import Counts, Engine, FinishReason, Output, Request
-from mixtral_runtime.errors import Internal
+from mixtral_runtime.errors import Internal, Unavailable
+from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_request import ResponseFlags
 from mixtral_serving.pending import Pending
 from mixtral_serving.window import Window
@@ -22,6 +23,7 @@ HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response sh
 _POLL_S = 0.1
 _SENDS_BETWEEN_POLLS = 8
 _WINDOW_PAUSE_S = 0.0005  # about two responses of the path
+_STOPPING = Unavailable("the server is shutting down")
 _FAILURE = Internal("a response could not be made, see the log")
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,11 @@ class Streams:
     """Submits requests to the engine and sends what it returns. `respond(stream, output)` makes Triton's response;
     without an output it is an empty one. Senders are used by the one thread of this object alone."""
 
-    def __init__(self, engine: Engine, respond: Callable[[Stream, Output | None], Any], window: Window) -> None:
+    def __init__(self, engine: Engine, respond: Callable[[Stream, Output | None], Any], counters: Counters) -> None:
         self._engine = engine
         self._respond = respond
-        self._window = window
+        self._counters = counters
+        self._window = Window(counters)
         self._pending = Pending()
         self._live: dict[int, Stream] = {}  # by engine id
         self._lock = threading.Lock()
@@ -70,8 +73,11 @@ class Streams:
 
     def submit(self, request: Request, stream: Stream) -> None:
         """Raises what the engine raises; then the stream is not live and the caller still owns its sender."""
+        if self._counters[Counter.DRAIN] != Drain.NONE:
+            raise _STOPPING
         with self._lock:  # an output may be polled before the id is known here
             self._live[self._engine.submit(request)] = stream
+            self._counters[Counter.LIVE] = len(self._live)
 
     def stop(self, *, stream_id: int | None = None, request_id: str = "") -> int:
         """Cancels the stream of an id, or every stream of a client's request id. Returns how many there were."""
@@ -122,7 +128,9 @@ class Streams:
             with self._lock:
                 stream = self._live[output.id]
                 if output.final:
-                    del self._live[output.id]
+                    self._forget(output.id)
+            if output.finish_reason is FinishReason.CANCELLED and self._counters[Counter.DRAIN] == Drain.END:
+                output = replace(output, finish_reason=FinishReason.ERROR, error=_STOPPING)
             self._send(output.id, stream, output)
 
     def _send(self, engine_id: int, stream: Stream, output: Output | None) -> None:
@@ -140,7 +148,7 @@ class Streams:
 
     def _give_up(self, engine_id: int, stream: Stream) -> None:
         with self._lock:
-            self._live.pop(engine_id, None)
+            self._forget(engine_id)
         self._pending.drop(engine_id)
         self._engine.cancel(engine_id)
         failure = Output(engine_id, [], Counts(0, 0), final=True, finish_reason=FinishReason.ERROR, error=_FAILURE)
@@ -149,12 +157,20 @@ class Streams:
         except Exception:
             log.exception("nor could its error")
 
+    def _forget(self, engine_id: int) -> None:
+        self._live.pop(engine_id, None)
+        self._counters[Counter.LIVE] = len(self._live)
+
     def _tend(self, now: float) -> None:
         """Heartbeats for silent streams of the ensemble, whose cancel only `postprocessing` sees; requests made to
         the engine model itself are asked here."""
+        self._counters[Counter.PROGRESS] = self._engine.stats().steps
         with self._lock:
             live = list(self._live.items())
+        ending = self._counters[Counter.DRAIN] == Drain.END
         for engine_id, stream in live:
+            if ending:
+                self._engine.cancel(engine_id)
             if stream.context is None:
                 if stream.sender.is_cancelled():
                     self._engine.cancel(engine_id)

@@ -11,9 +11,10 @@ from mixtral_runtime.errors import Internal
 
 
 def ask_canary(url: str, request_id: str, timeout_s: float) -> None:
-    """Raises Internal when the engine fails, TimeoutError or OSError when there is no answer. A refusal is an answer.
+    """Raises Internal when the engine fails; OSError, TimeoutError among them, when there is no answer or the queue is
+    full, which says nothing of the engine behind it.
 
-    It goes over HTTP, which stays on loopback. Its id is the server's own, and the engine has a place reserved for it.
+    It goes over HTTP, which stays on loopback. By its id the engine puts it before all that wait.
     """
     body = {"id": request_id, "text_input": ".", "max_tokens": 1, "timeout_ms": max(1, int(timeout_s * 1000))}
     request = urllib.request.Request(f"{url}/v2/models/ensemble/generate", json.dumps(body).encode())
@@ -24,12 +25,14 @@ def ask_canary(url: str, request_id: str, timeout_s: float) -> None:
         text = error.read().decode(errors="replace")
         if "INTERNAL:" in text:
             raise Internal(text) from error
+        if "UNAVAILABLE:" in text:
+            raise OSError(text) from error
 
 
 class Canary:
     """Asks again and again from a thread of its own, and tells how long an answer has been missing.
 
-    ask: raises Internal when the engine failed, TimeoutError or OSError when no answer came.
+    ask: raises Internal when the engine failed, OSError when no answer came.
     """
 
     def __init__(self, ask: Callable[[], None], interval_s: float) -> None:
@@ -60,6 +63,6 @@ class Canary:
                 self.failures = 0
             except Internal:
                 self.failures += 1
-            except OSError:  # no answer, TimeoutError too: the question stays open
+            except OSError:  # the question stays open
                 continue
             self._waiting_since = None

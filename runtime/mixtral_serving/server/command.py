@@ -18,11 +18,16 @@ class Address:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    health_port: int = 8003
 
     @property
     def local_host(self) -> str:
         """Where this machine itself reaches the server."""
         return "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
+
+    @property
+    def local_http(self) -> str:
+        return f"http://{self.local_host}:{self.http_port}"
 
 
 def server_command(installation: Installation, repository: Path, address: Address, shm_prefix: str) -> list[str]:

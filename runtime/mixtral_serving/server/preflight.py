@@ -25,7 +25,12 @@ def check_all(engine_dir: Path, config: Path | None, address: Address) -> Manife
 
 
 def check_ports(address: Address) -> None:
-    ports = {"--http-port": address.http_port, "--grpc-port": address.grpc_port, "--metrics-port": address.metrics_port}
+    ports = {
+        "--http-port": address.http_port,
+        "--grpc-port": address.grpc_port,
+        "--metrics-port": address.metrics_port,
+        "--health-port": address.health_port,
+    }
     if len(set(ports.values())) < len(ports):
         raise InvalidArgument(f"the ports {', '.join(map(str, ports.values()))} must differ")
     for option, port in ports.items():

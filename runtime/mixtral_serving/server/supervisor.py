@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.counters import Counter, Counters, Drain
-from mixtral_serving.server.canary import Canary
+from mixtral_serving.server.canary import Canary, ask_canary
 from mixtral_serving.server.health import Health
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.stubs import live_stubs
@@ -60,14 +60,14 @@ class Supervisor:
         settings: SupervisionSettings,
         *,
         check: Callable[[], object],
-        ask_canary: Callable[[], None],
+        canary_url: str,
         ready_timeout_s: float,
         drain_s: float,
         tell: Tell,
         on_ready: Callable[[], object],
     ) -> None:
         self.health = Health()
-        self._start, self._settings, self._check, self._ask_canary = start, settings, check, ask_canary
+        self._start, self._settings, self._check, self._canary_url = start, settings, check, canary_url
         self._ready_timeout_s, self._drain_s = ready_timeout_s, drain_s
         self._tell, self._on_ready = tell, on_ready
         self._asked = threading.Event()
@@ -118,7 +118,10 @@ class Supervisor:
             self._server = server
             server.wait_until_ready(self._ready_timeout_s)
             self._check()
-            canary = Canary(self._ask_canary, self._settings.canary_interval_s)
+            timeout_s = self._settings.canary_timeout_s
+            canary = Canary(
+                lambda: ask_canary(self._canary_url, server.canary_id, timeout_s), self._settings.canary_interval_s
+            )
             watch = Watch(server, canary)
             if self._asked.is_set():
                 return None
