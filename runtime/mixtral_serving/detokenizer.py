@@ -1,5 +1,6 @@
 """What `postprocessing` does: engine responses in, the client's responses out, one for one and in order."""
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,10 @@ from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
 
 MAX_STOPS = 64
+# Whether the client is gone is a question to the server that costs as much as all other work on a response. So it is
+# asked so often per stream, and so many times a second in all.
+CANCEL_CHECK_S = 0.1
+CANCEL_CHECKS_PER_S = 400
 
 
 @dataclass(slots=True)
@@ -19,15 +24,18 @@ class _Stream:
     text: TextStream
     cum_log_prob: float = 0.0
     begun: bool = False
+    checked_at: float = 0.0  # on the monotonic clock
 
 
 @dataclass(slots=True)
 class Reply:
-    """outputs: tensors by name. stop: the engine should end this stream. ended: nothing more will come for it."""
+    """outputs: tensors by name. stop: the engine should end this stream. ended: nothing more will come for it. check:
+    it is time to ask whether the client is still there."""
 
     outputs: dict[str, Array] = field(default_factory=dict)
     stop: bool = False
     ended: bool = False
+    check: bool = False
 
 
 class Detokenizer:
@@ -70,7 +78,15 @@ class Detokenizer:
                 reply.outputs["finish_reason"] = np.array([[finish_reason]], np.object_)
         if reply.ended:
             self.drop(stream_id)
+        elif not reply.stop:
+            reply.check = self._is_check_due(stream, time.monotonic())
         return reply
+
+    def _is_check_due(self, stream: _Stream, now: float) -> bool:
+        if now - stream.checked_at < max(CANCEL_CHECK_S, len(self) / CANCEL_CHECKS_PER_S):
+            return False
+        stream.checked_at = now
+        return True
 
     def drop(self, stream_id: int | None) -> None:
         """Forgets a stream; harmless when it is not there."""

@@ -48,7 +48,7 @@ class DetokenizerModel:
             return error_response(as_mixtral_error(error))
         if reply.ended:
             self._forget(stream_id)
-        elif reply.stop or request.is_cancelled():
+        elif reply.stop or (reply.check and request.is_cancelled()):
             self._stop(stream_id)
         return response(reply.outputs)
 
