@@ -7,46 +7,76 @@ MODEL ?= models/tiny-mixtral
 PRECISION ?= int8
 RUNTIME ?= auto
 GPU ?= auto
-CHECKPOINT ?= checkpoints/$(notdir $(patsubst %/,%,$(MODEL)))-$(PRECISION)
+PRESET ?= latency
+TP ?= 1
+CHECKPOINT ?= checkpoints/$(notdir $(patsubst %/,%,$(MODEL)))-$(PRECISION)$(if $(filter-out 1,$(TP)),-tp$(TP))
 ENGINE ?= engines/default
 PROMPT ?= Once upon a time
 SERVE_FLAGS ?=
+PEERS_FLAGS ?=
 
 # Inside NVIDIA's image its own environment is used: TensorRT-LLM sits there, and Triton's stub follows PATH.
 IN_IMAGE := $(wildcard /opt/tritonserver)
 VENV := $(if $(IN_IMAGE),,.venv)
 BIN := $(if $(VENV),$(VENV)/bin/,)
-READY := $(if $(VENV),$(VENV)/.ready,/tmp/mixtral-triton.ready)
+READY := $(if $(VENV),$(VENV)/.ready,$(or $(MIXTRAL_READY),/tmp/mixtral-triton.ready))
 
-.PHONY: help demo engine serve stream test lint format docs bench bench-build clean
+# The order that TensorRT-LLM's int8 kernels read, where the GPU is named; else `mixtral-build engine` converts.
+KERNEL_LAYOUT := $(if $(filter a100,$(GPU)),sm80,$(if $(filter h100 h200,$(GPU)),sm90))
+LAYOUT ?= $(if $(filter int8-tensorrt-llm,$(PRECISION)-$(RUNTIME)),$(KERNEL_LAYOUT))
+
+IMAGE ?= mixtral-triton
+BUILD_FLAGS ?=
+CONTAINER_FLAGS ?=
+
+.PHONY: help demo engine serve stream test test-external lint format docs bench bench-build bench-peers clean \
+	image image-cpu container-engine container-serve
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml scripts/setup_environment.sh
 	@scripts/setup_environment.sh "$(VENV)"
 	@touch $@
 
 demo: $(READY)  ## Build the demo engine, serve it, stream a story and a chat answer, stop.
-	@$(BIN)python scripts/demo.py
+	@$(BIN)python3 scripts/demo.py
 
-engine: $(CHECKPOINT)/config.json  ## Build ENGINE from MODEL (PRECISION=int8|fp8|awq|16bit RUNTIME=auto GPU=auto).
-	@$(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU) --replace
+engine: $(CHECKPOINT)/config.json  ## Build ENGINE from MODEL (PRECISION=int8|fp8|awq|16bit RUNTIME=auto GPU=auto PRESET=latency TP=1).
+	@$(BIN)mixtral-build engine "$(CHECKPOINT)" "$(ENGINE)" --runtime $(RUNTIME) --gpu $(GPU) --preset $(PRESET) --replace
 
 # Quantised again when the weights are newer than the checkpoint.
 $(CHECKPOINT)/config.json: $(wildcard $(MODEL)/*.safetensors) | $(READY)
 	@rm -rf "$(CHECKPOINT)"
-	@$(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION)
+	@$(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION) --tp-size $(TP) $(if $(LAYOUT),--layout $(LAYOUT))
 
 serve: $(READY)  ## Serve ENGINE with Triton until Ctrl-C.
-	@exec $(BIN)python scripts/serve.py --engine "$(ENGINE)" $(SERVE_FLAGS)
+	@exec $(BIN)python3 scripts/serve.py --engine "$(ENGINE)" $(SERVE_FLAGS)
+
+# Docker or Podman; nothing else is needed on the machine.
+image:  ## Build the image IMAGE of the TensorRT-LLM runtime (BUILD_FLAGS="--build-arg BASE_IMAGE=...").
+	@scripts/build_image.sh deploy/Dockerfile "$(IMAGE):latest" $(BUILD_FLAGS)
+
+image-cpu:  ## Build an image that serves the demo model without a GPU.
+	@scripts/build_image.sh deploy/Dockerfile.cpu "$(IMAGE):cpu" $(BUILD_FLAGS)
+
+container-engine:  ## Build ENGINE from MODEL with TensorRT-LLM inside the image (CUDA_VISIBLE_DEVICES, else GPU 0).
+	@python3 scripts/run_container.py --image "$(IMAGE):latest" --gpus $(TP) $(CONTAINER_FLAGS) engine "$(MODEL)" "$(ENGINE)" \
+	  PRECISION=$(PRECISION) GPU=$(GPU) PRESET=$(PRESET) TP=$(TP)
+
+container-serve:  ## Serve ENGINE inside the image, on loopback, until Ctrl-C.
+	@exec python3 scripts/run_container.py --image "$(IMAGE):latest" --gpus $(TP) $(CONTAINER_FLAGS) serve "$(ENGINE)" $(SERVE_FLAGS)
 
 stream: $(READY)  ## Stream a completion of PROMPT from the running server.
 	@$(BIN)mixtral stream "$$PROMPT"
 stream: export PROMPT := $(PROMPT)
 
 test: lint  ## Lint, types and all tests, the real server included.
-	@$(BIN)python -m pytest
+	@$(BIN)python3 -m pytest
+
+test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus.
+	@scripts/setup_external_tools.sh
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)python3 -m pytest tests/external
 
 lint: $(READY)  ## ruff and mypy.
 	@$(BIN)ruff check .
@@ -58,15 +88,19 @@ format: $(READY)  ## Format the code.
 	@$(BIN)ruff format .
 
 docs: $(READY)  ## Regenerate the help pages in docs/.
-	@$(BIN)python scripts/generate_docs.py
+	@$(BIN)python3 scripts/generate_docs.py
 
 bench: $(READY)  ## Measure decode speed beside transformers, and each precision's quality, on the demo model.
-	@$(BIN)python benchmarks/decode.py
-	@$(BIN)python benchmarks/quality.py
+	@$(BIN)python3 benchmarks/decode.py
+	@$(BIN)python3 benchmarks/quality.py
 
 bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed beside a plain copy, and memory.
-	@$(BIN)python benchmarks/build.py
+	@$(BIN)python3 benchmarks/build.py
+
+bench-peers: $(READY)  ## Measure our server beside transformers, llama.cpp (built on first use) and vLLM on a GPU.
+	@$(BIN)python3 -c 'import llama_cpp' 2>/dev/null || benchmarks/peers/install.sh $(BIN)python3
+	@PYTHONPATH=benchmarks $(BIN)python3 -m peers.run $(PEERS_FLAGS)
 
 clean:  ## Remove environment, engines, checkpoints and caches. Sources, `build/` among them, stay.
-	rm -rf .venv engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .tools engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

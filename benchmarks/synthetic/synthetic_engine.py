@@ -175,8 +175,10 @@ class SyntheticEngine:
     def _admit(self) -> SyntheticRequest | None:
         if not self._waiting or len(self._running) >= self._limits.max_batch_size:
             return None
-        self._running.append(self._waiting.pop(0))
-        return self._running[-1]
+        entry = self._waiting.pop(0)
+        entry.admitted_ns = time.monotonic_ns()
+        self._running.append(entry)
+        return entry
 
     def _fault(self, step: int) -> Internal | None:
         """Raises where the engine itself is to stop."""

@@ -11,11 +11,13 @@ from mixtral_runtime.errors import MixtralError
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one output covers: tokens `since` to `until`. first: no output came before. reason: set on the last."""
+    """What one output covers: tokens `since` to `until`. first: no output came before. queued_s: on the first alone.
+    reason: set on the last."""
 
     since: int
     until: int
     first: bool
+    queued_s: float | None
     reason: FinishReason | None
     error: MixtralError | None
 
@@ -32,6 +34,7 @@ class SyntheticRequest:
     tokens: list[int] = field(init=False)
     natural_end: FinishReason = field(init=False)
     submitted_ns: int = field(default_factory=time.monotonic_ns)
+    admitted_ns: int | None = None
     prefill_left: int = field(init=False)
     fails_after: int | None = None
     emitted: int = 0
@@ -66,7 +69,9 @@ class SyntheticRequest:
 
     def take(self) -> Piece:
         """Everything since the last output."""
-        piece = Piece(self._taken, self.emitted, not self._begun, self.finish_reason, self.error)
+        first = not self._begun
+        queued_s = (self.admitted_ns - self.submitted_ns) / 1e9 if first and self.admitted_ns is not None else None
+        piece = Piece(self._taken, self.emitted, first, queued_s, self.finish_reason, self.error)
         self._taken, self._begun = self.emitted, True
         return piece
 
@@ -88,6 +93,7 @@ class SyntheticRequest:
             final=piece.reason is not None,
             finish_reason=piece.reason,
             error=piece.error,
+            queued_s=piece.queued_s,
         )
 
 

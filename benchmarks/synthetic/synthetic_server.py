@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from make_engine import LIMITS, PLUGIN_FOLDER, make_engine
 
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.injection import PLUGIN_PATH
-from mixtral_serving.server.command import Address
+from mixtral_serving.server.free_address import free_address
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test
 
@@ -42,13 +41,3 @@ def synthetic_server(
         server.wait_until_ready(READY_S)
         self_test(server.address)
         yield server
-
-
-def free_address() -> Address:
-    with contextlib.ExitStack() as probes:
-        ports = []
-        for _ in range(3):
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    return Address("127.0.0.1", *ports)

@@ -16,6 +16,7 @@ output flags           OutputConfig(return_log_probs, return_context_logits for 
 cancel(id)             Executor.cancel_request(id): asynchronous; the final output (`cancelled`) still comes.
 poll(timeout_s)        Executor.await_responses(timedelta): one blocking call for all requests; releases the GIL.
 Output.token_ids       Result.output_token_ids[0]: the new tokens only, while streaming.
+Output.queued_s        request_perf_metrics.timing_metrics: first_scheduled - arrival; None when it is not returned.
 Output.finish_reason   END_ID and STOP_WORDS -> stop, LENGTH -> length, CANCELLED, TIMED_OUT; has_error() -> error.
 stats()                get_latest_iteration_stats(): active, queued, max_num_active, kv_cache_stats.
 close(drain_s)         stop admitting, go on polling until nothing is live or the time is up, then shutdown().
@@ -128,7 +129,8 @@ class Output:
 
     log_probs: natural logarithm, one per token of `token_ids`, of the distribution before temperature and filters.
     prompt_log_probs: on the first output, one for every prompt token but the first. finish_reason and, on failure,
-    `error` are set on the final output only.
+    `error` are set on the final output only. queued_s: on one output, the first that knows it: seconds from submission
+    until the request was first scheduled; always None when it never was or the runtime does not tell.
     """
 
     id: int
@@ -140,6 +142,7 @@ class Output:
     final: bool = False
     finish_reason: FinishReason | None = None
     error: MixtralError | None = None
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -90,6 +91,11 @@ class Manifest:
     kv_cache_tokens: int | None = None
     quality: dict[str, Any] | None = None
     format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def world_size(self) -> int:
+        """How many GPUs share the engine: each has a file `rankN` of its own."""
+        return max(1, sum(re.fullmatch(r"rank\d+\.(engine|safetensors)", name) is not None for name in self.files))
 
     @classmethod
     def load(cls, engine_dir: Path | str) -> Self:

@@ -10,18 +10,28 @@ from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.injection import import_injected
 from mixtral_runtime.manifest import Manifest
 from mixtral_runtime.pytorch.engine import PyTorchEngine
+from mixtral_runtime.tensorrt_llm.engine import TensorRtLlmEngine
+from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 
 ACTIVATION_DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 REBUILD = "build the engine for this machine with `mixtral-build engine CHECKPOINT_DIR ENGINE_DIR`"
 
 
-def open_engine(engine_dir: Path | str, *, device: str = "auto", activation_dtype: str | None = None) -> Engine:
+def open_engine(
+    engine_dir: Path | str,
+    *,
+    device: str = "auto",
+    activation_dtype: str | None = None,
+    tensorrt_llm: TensorRtLlmSettings | None = None,
+) -> Engine:
     """Checks the manifest and the files' sizes, then loads.
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where there is one and the engine was not built for the
-    CPU. activation_dtype: float16, bfloat16 or float32, for the PyTorch runtime; None is the checkpoint's. A runtime
-    written as `package.module:factory` is imported and called as `factory(engine_dir, manifest)`.
-    Raises InvalidArgument for another dtype, CheckpointError when the directory is not a sound engine for this machine.
+    CPU. activation_dtype: float16, bfloat16 or float32, for the PyTorch runtime; None is the checkpoint's.
+    tensorrt_llm: for that runtime, None is the defaults; it runs on a GPU and with the activations it was built for.
+    A runtime written as `package.module:factory` is imported and called as `factory(engine_dir, manifest)`.
+    Raises InvalidArgument for an argument that cannot be, CheckpointError when the directory is not a sound engine for
+    this machine.
     """
     engine_dir = Path(engine_dir)
     manifest = Manifest.load(engine_dir)
@@ -29,8 +39,13 @@ def open_engine(engine_dir: Path | str, *, device: str = "auto", activation_dtyp
     if ":" in manifest.runtime:
         factory: Callable[[Path, Manifest], Engine] = import_injected(manifest.runtime, "the manifest's runtime")
         return factory(engine_dir, manifest)
-    if manifest.runtime != "pytorch":
-        raise CheckpointError(f"the engine was built for the runtime {manifest.runtime}, here is pytorch; {REBUILD}")
+    if manifest.runtime == "tensorrt-llm":
+        if device == "cpu" or activation_dtype is not None:
+            raise InvalidArgument(
+                f"device is {device} and activation_dtype {activation_dtype}, a TensorRT-LLM engine runs on a GPU and "
+                f"with the activations it was built for; leave both out"
+            )
+        return TensorRtLlmEngine.open(engine_dir, manifest, tensorrt_llm or TensorRtLlmSettings())
     if activation_dtype not in ACTIVATION_DTYPES:
         known = ", ".join(str(name) for name in ACTIVATION_DTYPES if name)
         raise InvalidArgument(f"activation_dtype is {activation_dtype}, it must be one of {known}")

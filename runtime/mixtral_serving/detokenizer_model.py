@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mixtral_runtime.engine import FinishReason
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
@@ -43,32 +44,36 @@ class DetokenizerModel:
             if not isinstance(error, MixtralError):
                 log.exception("a response could not be decoded")
                 self._detokenizer.drop(stream_id)
-                self._stop(stream_id)
+                self._stop(stream_id, FinishReason.ERROR)
             self._forget(stream_id)  # the ensemble request ends with this error, nothing more comes for it
             return error_response(as_mixtral_error(error))
         if reply.ended:
             self._forget(stream_id)
         elif reply.stop or (reply.check and request.is_cancelled()):
-            self._stop(stream_id)
+            self._stop(stream_id, FinishReason.STOP if reply.stop else FinishReason.CANCELLED)
         return response(reply.outputs)
 
     def close(self) -> None:
         self._stopper.shutdown(wait=False, cancel_futures=True)
 
-    def _stop(self, stream_id: int | None) -> None:
+    def _stop(self, stream_id: int | None, reason: FinishReason) -> None:
         """Once per stream: responses that are already on their way see the same cancel."""
         if stream_id is None or stream_id in self._stopping:
             return
         self._stopping.add(stream_id)
-        self._stopper.submit(_stop_engine, stream_id)
+        self._stopper.submit(_stop_engine, stream_id, reason)
 
     def _forget(self, stream_id: int | None) -> None:
         if stream_id is not None:
             self._stopping.discard(stream_id)
 
 
-def _stop_engine(stream_id: int) -> None:
-    inputs = {"stop": np.array([[True]]), "stream_id": np.array([[stream_id]], np.uint64)}
+def _stop_engine(stream_id: int, reason: FinishReason) -> None:
+    inputs = {
+        "stop": np.array([[True]]),
+        "stream_id": np.array([[stream_id]], np.uint64),
+        "stop_reason": np.array([[reason.value]], np.object_),
+    }
     for answer in call_engine(inputs, ["output_ids"]):
         if answer.has_error():
             log.error("the engine could not be told to stop: %s", answer.error().message())

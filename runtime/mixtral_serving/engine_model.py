@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_runtime.engine import Engine, Output, Request
-from mixtral_runtime.errors import MixtralError
+from mixtral_runtime.engine import Engine, FinishReason, Output, Request
+from mixtral_runtime.errors import InvalidArgument, MixtralError
 from mixtral_serving.counters import CANARY_ID, Counters
+from mixtral_serving.engine_metrics import EngineMetrics
 from mixtral_serving.engine_request import engine_request
+from mixtral_serving.metrics import Registry
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
@@ -22,10 +24,12 @@ log = logging.getLogger(__name__)
 class EngineModel:
     """One engine behind Triton's decoupled execute: it submits and returns, the streams' thread answers."""
 
-    def __init__(self, engine: Engine, end_id: int | None) -> None:
+    def __init__(self, engine: Engine, end_id: int | None, registry: Registry) -> None:
         self._engine = engine
         self._end_id = end_id
-        self._streams = Streams(engine, respond, Counters.of_server())
+        self._metrics = EngineMetrics(registry)
+        self._streams = Streams(engine, respond, self._metrics, Counters.of_server())
+        self._metrics.start(engine.stats, self._streams.__len__)
         self._canary_id = os.environ.get(CANARY_ID)
 
     def execute(self, requests: list[Any]) -> None:
@@ -36,14 +40,18 @@ class EngineModel:
             except Exception as error:
                 if not isinstance(error, MixtralError):
                     log.exception("a request could not be submitted")
-                sender.send(error_response(as_mixtral_error(error)), final=True)
+                refusal = as_mixtral_error(error)
+                sender.send(error_response(refusal), final=True)
+                self._metrics.rejected(refusal)
 
     def close(self, drain_s: float) -> None:
         self._streams.close(drain_s)
+        self._metrics.close()
 
     def _accept(self, inputs: Tensors, request_id: str, sender: TritonSender) -> None:
         if inputs.flag("stop"):
-            self._streams.stop(stream_id=inputs.one("stream_id"), request_id=request_id)
+            reason = stop_reason(inputs)
+            self._streams.stop(stream_id=inputs.one("stream_id"), request_id=request_id, reason=reason)
             sender.end()
             return
         if inputs.flag("return_engine_stats"):
@@ -55,6 +63,15 @@ class EngineModel:
             request = replace(request, priority=1.0)
         stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
         self._streams.submit(request, stream)
+
+
+def stop_reason(inputs: Tensors) -> FinishReason:
+    """Why a stop request was made; a client's own has no reason and is a cancel."""
+    name = inputs.text("stop_reason") or FinishReason.CANCELLED.value
+    try:
+        return FinishReason(name)
+    except ValueError as error:
+        raise InvalidArgument(f"stop_reason is {name!r}, it must be one of {', '.join(FinishReason)}") from error
 
 
 def warm_up(engine: Engine) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, get_type_hints
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.settings import check_range, read_settings, refuse_unknown_keys
 from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
+from mixtral_serving.server.exposure import AdminSettings, PlaintextSettings, TlsSettings
 from mixtral_serving.server.supervision import SupervisionSettings
 
 
@@ -33,6 +34,9 @@ class ServeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
     tensorrt_llm: TensorRtLlmSettings = field(default_factory=TensorRtLlmSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)
+    plaintext: PlaintextSettings = field(default_factory=PlaintextSettings)
 
     @classmethod
     def from_environment(cls) -> "ServeConfig":

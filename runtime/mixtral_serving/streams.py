@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from mixtral_runtime.engine import Counts, Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import Internal, Unavailable
 from mixtral_serving.counters import Counter, Counters, Drain
+from mixtral_serving.engine_metrics import EngineMetrics, Timeline
 from mixtral_serving.engine_request import ResponseFlags
 from mixtral_serving.pending import Pending
 from mixtral_serving.window import Window
@@ -48,6 +49,7 @@ class Stream:
     context: bytes | None
     interval: int = 1
     stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
+    timeline: Timeline = field(default_factory=Timeline)
     sent: int = 0
     last_sent: float = field(default_factory=time.monotonic)
 
@@ -56,9 +58,16 @@ class Streams:
     """Submits requests to the engine and sends what it returns. `respond(stream, output)` makes Triton's response;
     without an output it is an empty one. Senders are used by the one thread of this object alone."""
 
-    def __init__(self, engine: Engine, respond: Callable[[Stream, Output | None], Any], counters: Counters) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        respond: Callable[[Stream, Output | None], Any],
+        metrics: EngineMetrics,
+        counters: Counters,
+    ) -> None:
         self._engine = engine
         self._respond = respond
+        self._metrics = metrics
         self._counters = counters
         self._window = Window(counters)
         self._pending = Pending()
@@ -78,18 +87,27 @@ class Streams:
         with self._lock:  # an output may be polled before the id is known here
             self._live[self._engine.submit(request)] = stream
             self._counters[Counter.LIVE] = len(self._live)
+        self._metrics.accepted()
 
-    def stop(self, *, stream_id: int | None = None, request_id: str = "") -> int:
-        """Cancels the stream of an id, or every stream of a client's request id. Returns how many there were."""
+    def stop(
+        self,
+        *,
+        stream_id: int | None = None,
+        request_id: str = "",
+        reason: FinishReason = FinishReason.CANCELLED,
+    ) -> int:
+        """Cancels the stream of an id, or every stream of a client's request id. Returns how many there were. reason:
+        what the metrics call it; for the engine every stop is a cancel."""
         with self._lock:
-            ids = [
-                engine_id
+            found = [
+                (engine_id, stream)
                 for engine_id, stream in self._live.items()
                 if (stream.stream_id == stream_id if stream_id is not None else request_id == stream.request_id != "")
             ]
-        for engine_id in ids:
+        for engine_id, stream in found:
+            stream.timeline.stop_reason = reason
             self._engine.cancel(engine_id)
-        return len(ids)
+        return len(found)
 
     def close(self, drain_s: float) -> None:
         """Lets running requests finish for `drain_s` seconds, ends the rest, answers everyone."""
@@ -141,6 +159,9 @@ class Streams:
         except Exception:
             log.exception("a response could not be sent")
             self._give_up(engine_id, stream)
+        else:
+            if output is not None:
+                self._metrics.answered(stream.timeline, output, stream.streaming)
         stream.sent += 1
         stream.last_sent = time.monotonic()
         if stream.context is not None:
@@ -156,6 +177,7 @@ class Streams:
             stream.sender.send(self._respond(stream, failure), True)
         except Exception:
             log.exception("nor could its error")
+        self._metrics.answered(stream.timeline, failure, stream.streaming)
 
     def _forget(self, engine_id: int) -> None:
         self._live.pop(engine_id, None)

@@ -4,6 +4,7 @@ Errors are returned, never raised: a raised one shows its traceback, with the se
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from mixtral_runtime.errors import Internal, MixtralError
+from mixtral_serving.metrics import Family, Registry
 from mixtral_serving.tensors import Array, Tensors
 
 # Names of TritonError's codes; the stub fills pb_utils only after the model's modules are imported.
@@ -28,6 +30,12 @@ def check_numpy() -> None:
     """With numpy 2 this backend's stub hands over garbage without an error, so it must not start."""
     if int(np.__version__.split(".")[0]) >= 2:
         raise RuntimeError(f"numpy is {np.__version__}, Triton's Python backend needs a version below 2")
+
+
+def metric_registry(families: Iterable[Family], args: dict[str, str]) -> Registry:
+    """args: what `initialize` was given."""
+    labels = {"model": args["model_name"], "version": args["model_version"]}
+    return Registry(families, pb_utils.MetricFamily, labels)
 
 
 def read(request: Any) -> Tensors:

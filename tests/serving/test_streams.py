@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from recorded_metrics import RecordedMetrics
 
 from mixtral_runtime.engine import Counts, EngineLimits, EngineStats, FinishReason, Output, Request
 from mixtral_runtime.errors import Unavailable
 from mixtral_serving import streams
+from mixtral_serving.engine_metrics import FAMILIES, EngineMetrics
 from mixtral_serving.engine_request import ResponseFlags
+from mixtral_serving.metrics import Registry
 from mixtral_serving.streams import Stream, Streams
 
 WAIT_S = 20.0
@@ -96,8 +99,18 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def served(engine: ScriptedEngine) -> Iterator[Streams]:
-    served = Streams(engine, respond)
+def metrics() -> RecordedMetrics:
+    return RecordedMetrics()
+
+
+@pytest.fixture
+def registry(metrics: RecordedMetrics) -> Registry:
+    return Registry(FAMILIES, metrics, {})
+
+
+@pytest.fixture
+def served(engine: ScriptedEngine, registry: Registry) -> Iterator[Streams]:
+    served = Streams(engine, respond, EngineMetrics(registry))
     yield served
     served.close(0)
     assert not [t for t in threading.enumerate() if t.name == "responses"]
@@ -196,3 +209,28 @@ def test_a_broken_sender_is_given_up(engine: ScriptedEngine, served: Streams) ->
     assert other.next() == ([7], True)
     assert engine.cancelled.get(timeout=WAIT_S) == 101
     assert len(served) == 0
+
+
+def test_every_stream_is_counted_once_however_it_ends(
+    engine: ScriptedEngine, served: Streams, registry: Registry, metrics: RecordedMetrics
+) -> None:
+    complete, _ = open_stream(served)
+    failing, _ = open_stream(served)
+    _, found = open_stream(served)
+    open_stream(served, sender=RecordingSender(broken=True))
+    engine.emit(101, 5)
+    engine.emit(101, 6, final=True)
+    engine.emit(102, 666, final=True)
+    engine.emit(102, 7, final=True)  # was already on its way
+    served.stop(stream_id=found.stream_id, reason=FinishReason.STOP)
+    engine.outputs.put(Output(103, [9], Counts(1, 1), final=True, finish_reason=FinishReason.CANCELLED))
+    engine.emit(104, 8)
+    engine.emit(104, 8, final=True)
+    while len(served) or not engine.outputs.empty():
+        threading.Event().wait(0.001)
+    served.close(0)
+    registry.publish()
+    assert metrics.values("mixtral_requests_finished_total") == {"length": 1, "stop": 1, "error": 2}
+    assert metrics.value("mixtral_requests_accepted_total") == 4
+    assert metrics.value("mixtral_output_tokens_total") == 3
+    assert failing.misuse == complete.misuse == []

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +29,7 @@ OUTPUT_TYPES: dict[str, Any] = {
     "top_token_ids": np.int32,
     "top_token_log_probs": np.float32,
     "info": np.object_,
+    "INPUT_ID": np.int32,
 }
 
 
@@ -89,22 +90,33 @@ def inputs_of(request: Any) -> dict[str, Any]:
 
 
 class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Plays the same script for every generation and records what clients did."""
+    """Plays the same script for every generation, or one made from its inputs, and records what clients did."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        """credentials: for TLS."""
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
         self.cancelled = threading.Event()  # a client went away before the script's end
         self.ready = True
         self.info: object = {}
-        self._script: Sequence[Step] = ()
+        self.tokenize: Callable[[str], list[int]] = lambda text: [1, *text.encode()]
+        self._script: Callable[[dict[str, Any]], Sequence[Step]] = lambda inputs: ()
         self._pool = ThreadPoolExecutor(max_workers=8)
         self._server = grpc.server(self._pool)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        any_port = "127.0.0.1:0"
+        if credentials is None:
+            port = self._server.add_insecure_port(any_port)
+        else:
+            port = self._server.add_secure_port(any_port, credentials)
+        self.url = f"127.0.0.1:{port}"
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self._server.start()
 
     def play(self, *script: Step) -> None:
+        self._script = lambda inputs: script
+
+    def play_by(self, script: Callable[[dict[str, Any]], Sequence[Step]]) -> None:
+        """script: from a request's inputs."""
         self._script = script
 
     def stop(self) -> None:
@@ -112,7 +124,8 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self._pool.shutdown()
 
     def ModelStreamInfer(self, request_iterator: Iterator[Any], context: Any) -> Iterator[Any]:
-        self.requests.append(next(request_iterator))
+        request = next(request_iterator)
+        self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         ended, played = threading.Event(), threading.Event()
 
@@ -123,7 +136,7 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
         if not context.add_callback(end):  # it is over already
             end()
-        for step in self._script:
+        for step in self._script(inputs_of(request)):
             if step.response is not None:
                 yield step.response
             elif ended.wait(step.wait_s):
@@ -135,6 +148,8 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        if request.model_name == "preprocessing":
+            return tensors(INPUT_ID=[self.tokenize(inputs_of(request)["QUERY"][0][0].decode())])
         if isinstance(self.info, str):
             context.abort(grpc.StatusCode.NOT_FOUND, self.info)
         return tensors(info=[json.dumps(self.info).encode()])

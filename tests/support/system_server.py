@@ -2,7 +2,6 @@
 
 import json
 import queue
-import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 
 from mixtral_serving.server.command import Address
+from mixtral_serving.server.free_address import free_address as free_address
 
 ANSWER_S = 60.0  # nothing may take longer; a stream that does hangs
 
@@ -21,6 +21,7 @@ DTYPES: dict[str, tuple[str, Any]] = {
     "messages": ("BYTES", np.object_),
     "stop_words": ("BYTES", np.object_),
     "bad_words": ("BYTES", np.object_),
+    "stop_reason": ("BYTES", np.object_),
     "input_ids": ("INT32", np.int32),
     "seed": ("UINT64", np.uint64),
 }
@@ -148,11 +149,3 @@ def idle(stats: dict[str, Any]) -> bool:
         stats["active"] == stats["queued"] == stats["streams"] == 0
         and stats["kv_blocks_free"] == stats["kv_blocks_total"]
     )
-
-
-def free_address() -> Address:
-    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
-        for probe in (a, b, c):
-            probe.bind(("127.0.0.1", 0))
-        http, rpc, metrics = (probe.getsockname()[1] for probe in (a, b, c))
-    return Address("127.0.0.1", http, rpc, metrics)

@@ -3,9 +3,18 @@
 from typing import Any
 
 from mixtral_runtime.errors import MixtralError
+from mixtral_serving.engine_metrics import REJECTED, count_rejection
 from mixtral_serving.preprocessor import preprocess
 from mixtral_serving.prompt import PromptBuilder
-from mixtral_serving.triton import as_mixtral_error, check_numpy, engine_dir, error_response, read, response
+from mixtral_serving.triton import (
+    as_mixtral_error,
+    check_numpy,
+    engine_dir,
+    error_response,
+    metric_registry,
+    read,
+    response,
+)
 from mixtral_serving.triton_log import log_to_triton
 
 
@@ -13,6 +22,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
         self.log = log_to_triton(args["model_name"])
+        self.registry = metric_registry([REJECTED], args)
         self.builder = PromptBuilder.load(engine_dir() / "tokenizer")
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -24,4 +34,7 @@ class TritonPythonModel:
         except Exception as error:
             if not isinstance(error, MixtralError):
                 self.log.exception("a prompt could not be prepared")
-            return error_response(as_mixtral_error(error))
+            refusal = as_mixtral_error(error)
+            count_rejection(self.registry, refusal)
+            self.registry.publish()
+            return error_response(refusal)

@@ -3,10 +3,11 @@
 from typing import Any
 
 from mixtral_runtime.open_engine import open_engine
+from mixtral_serving.engine_metrics import FAMILIES
 from mixtral_serving.engine_model import EngineModel, warm_up
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.serve_config import ServeConfig
-from mixtral_serving.triton import check_numpy, engine_dir
+from mixtral_serving.triton import check_numpy, engine_dir, metric_registry
 from mixtral_serving.triton_log import log_to_triton
 
 
@@ -18,10 +19,13 @@ class TritonPythonModel:
         directory = engine_dir()
         end_id = PromptBuilder.load(directory / "tokenizer").end_id
         engine = open_engine(
-            directory, device=self.config.engine.device, activation_dtype=self.config.engine.activation_dtype
+            directory,
+            device=self.config.engine.device,
+            activation_dtype=self.config.engine.activation_dtype,
+            tensorrt_llm=self.config.tensorrt_llm,
         )
         warm_up(engine)
-        self.model = EngineModel(engine, end_id)
+        self.model = EngineModel(engine, end_id, metric_registry(FAMILIES, args))
 
     def execute(self, requests: list[Any]) -> None:
         self.model.execute(requests)

@@ -1,5 +1,6 @@
 """Who runs in the next step: in-flight batching with chunked prefill."""
 
+import time
 from bisect import insort
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ class Scheduler:
         if needed > self.pool.free:
             return None
         sequence = self.waiting.pop(0)
+        sequence.admitted_at = time.monotonic()
         sequence.block_ids = self.pool.allocate(sequence.id, needed)
         self.running.append(sequence)
         return sequence

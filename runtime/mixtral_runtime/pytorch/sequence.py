@@ -1,5 +1,6 @@
 """One request on its way through the engine."""
 
+import time
 from dataclasses import dataclass, field
 
 from mixtral_runtime.engine import Counts, FinishReason, Output, Request, TopLogProbs
@@ -9,7 +10,8 @@ from mixtral_runtime.errors import MixtralError
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens: prompt and output. computed: how many of them have their keys and values in the cache; what is missing is
-    the work left before the next token can be sampled. deadline: on the monotonic clock, None for none."""
+    the work left before the next token can be sampled. deadline, submitted_at, admitted_at: on the monotonic clock,
+    None for none and not yet."""
 
     id: int
     request: Request
@@ -23,6 +25,8 @@ class Sequence:
     cancelled: bool = False
     finish_reason: FinishReason | None = None
     error: MixtralError | None = None
+    submitted_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
     _delivered: int = 0  # output tokens that were handed out
     _begun: bool = False  # whether there was an output
 
@@ -75,6 +79,7 @@ class Sequence:
         """Everything since the last output: however late the caller comes, nothing is lost and it gets one output."""
         request, since = self.request, self._delivered
         with_prompt = request.return_prompt_log_probs and self.decoding and not self._begun
+        queued_s = None if self._begun or self.admitted_at is None else self.admitted_at - self.submitted_at
         self._begun, self._delivered = True, self.output_len
         return Output(
             id=self.id,
@@ -86,4 +91,5 @@ class Sequence:
             final=self.finish_reason is not None,
             finish_reason=self.finish_reason,
             error=self.error,
+            queued_s=queued_s,
         )

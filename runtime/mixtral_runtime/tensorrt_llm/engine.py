@@ -7,10 +7,12 @@ from pathlib import Path
 from threading import Condition, Lock, Thread
 from typing import Any, Self
 
+import torch
+
 from mixtral_runtime.engine import EngineLimits, EngineStats, FinishReason, Output, Request, validate_request
 from mixtral_runtime.errors import CheckpointError, Internal, MixtralError, Unavailable
 from mixtral_runtime.manifest import Manifest
-from mixtral_runtime.tensorrt_llm.bindings import Bindings, load_bindings
+from mixtral_runtime.tensorrt_llm.bindings import REBUILD, Bindings, check_version, load_bindings
 from mixtral_runtime.tensorrt_llm.conversion import (
     Piece,
     bindings_request,
@@ -219,14 +221,9 @@ def check_machine(manifest: Manifest, bindings: Bindings) -> None:
     Injected bindings have no version of TensorRT-LLM and need no GPU."""
     if bindings.version is None:
         return
-    rebuild = "build the engine here with `mixtral-build engine CHECKPOINT_DIR ENGINE_DIR --replace`"
-    built = manifest.versions.get("tensorrt-llm", "unknown")
-    if built != bindings.version:
-        raise CheckpointError(f"the engine was built with TensorRT-LLM {built}, here is {bindings.version}; {rebuild}")
-    import torch
-
+    check_version(manifest, bindings.version)
     if not torch.cuda.is_available():
-        raise CheckpointError(f"the engine was built for {manifest.gpu}, this machine has no CUDA GPU; {rebuild}")
+        raise CheckpointError(f"the engine was built for {manifest.gpu}, this machine has no CUDA GPU; {REBUILD}")
     found = "sm{}{}".format(*torch.cuda.get_device_capability())
     if found != manifest.gpu:
-        raise CheckpointError(f"the engine was built for {manifest.gpu}, the GPU is {found}; {rebuild}")
+        raise CheckpointError(f"the engine was built for {manifest.gpu}, the GPU is {found}; {REBUILD}")
