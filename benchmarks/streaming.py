@@ -1,15 +1,14 @@
 """The streaming path, from the engine's step to the client: how much it delivers and how much later.
 
-The same synthetic engine behind three ways out: the engine model called directly, our ensemble, and an ensemble as it is
-usually written (`streaming_plain/`). They alternate in one run, `--rounds` times. Bring the synthetic engine's folder:
-PYTHONPATH=benchmarks/synthetic python benchmarks/streaming.py
+The same synthetic engine behind three ways out: the engine model called directly, our ensemble, and an ensemble as it
+is usually written (`streaming_plain/`). They alternate in one run, `--rounds` times. `make bench-streaming` runs it.
 """
 
 import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +115,7 @@ def _line(point: Point) -> str:
     offered = "unpaced" if point.offered_tokens_per_s is None else f"{point.offered_tokens_per_s:.0f} offered"
     return (
         f"{point.path:15s} {point.streams:4d} streams, {offered:>14s}: {point.delivered_tokens_per_s:9.0f} tokens/s in "
-        f"{point.responses_per_s:6.0f} responses/s, added p50 {point.added_p50_ms:7.2f} ms, p99 {point.added_p99_ms:7.2f} ms"
+        f"{point.responses_per_s:6.0f} responses/s, added p50 {point.added_p50_ms:7.2f}, p99 {point.added_p99_ms:7.2f} ms"
     )
 
 
@@ -166,12 +165,14 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 def _detokenizer_cost(one_round: dict[str, Any]) -> dict[str, float]:
     """Processor microseconds of the detokenizer's process per response and per token, from the point with the fewest
     and that with the most tokens per response."""
-    points = [p for part in ("paced", "unpaced") for p in one_round[part] if p["path"] == "ensemble" and p["streams"] > 1]
+    points = [
+        p for part in ("paced", "unpaced") for p in one_round[part] if p["path"] == "ensemble" and p["streams"] > 1
+    ]
     few = min(points, key=lambda p: p["tokens_per_response"])
     many = max(points, key=lambda p: p["tokens_per_response"])
-    cost: Callable[[dict[str, Any]], float] = lambda p: float(p["cpu_us"].get("postprocessing", 0.0))  # noqa: E731
-    per_token = (cost(many) - cost(few)) / max(many["tokens_per_response"] - few["tokens_per_response"], 1e-9)
-    return {"per_token": per_token, "per_response": cost(few) - per_token * few["tokens_per_response"]}
+    cost_few, cost_many = (float(p["cpu_us"].get("postprocessing", 0.0)) for p in (few, many))
+    per_token = (cost_many - cost_few) / max(many["tokens_per_response"] - few["tokens_per_response"], 1e-9)
+    return {"per_token": per_token, "per_response": cost_few - per_token * few["tokens_per_response"]}
 
 
 @click.command(help=__doc__)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 from streaming_load import Arrivals, Prompt, run_streams
 from streaming_paths import Running, StreamingPath
@@ -15,13 +16,14 @@ from synthetic_tokens import END_TOKEN, FIRST_TOKEN
 
 from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
 
+Floats = npt.NDArray[np.float64]
 LAG_GROWTH_MS = 20.0  # more than this from the first third of a run to the last, and the lag is not flat
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """streams: at once. offered_tokens_per_s: what the engine makes, None when it does not wait. delivered: tokens/s from
-    the first arrival to the last. added_*: milliseconds from the end of the step that made a token to its arrival.
+    """streams: at once. offered_tokens_per_s: what the engine makes, None when it does not wait. delivered: tokens/s
+    from the first request to the last arrival. added_*: milliseconds from the step that made a token to its arrival.
     lag_growth_ms: median of the last third less that of the first. cpu_us: processor time per response by process."""
 
     path: str
@@ -68,9 +70,7 @@ class Prompts:
                 return Prompt(text, encoded)
 
 
-def measure(
-    path: StreamingPath, running: Running, prompts: Sequence[Prompt], max_tokens: int, step_s: float
-) -> Point:
+def measure(path: StreamingPath, running: Running, prompts: Sequence[Prompt], max_tokens: int, step_s: float) -> Point:
     """All prompts at once, `max_tokens` tokens each. Raises RuntimeError when a stream fails or loses tokens."""
     client = psutil.Process(os.getpid())
     before, client_before = running.cpu_s(), sum(client.cpu_times()[:2])
@@ -79,7 +79,7 @@ def measure(
     added = np.stack([_added_ms(path, running, p, a, max_tokens) for p, a in zip(prompts, arrivals, strict=True)])
     responses = sum(len(stream.times_ns) for stream in arrivals)
     tokens = len(prompts) * max_tokens
-    span_s = (max(a.times_ns[-1] for a in arrivals) - min(a.times_ns[0] for a in arrivals)) / 1e9
+    span_s = (max(a.times_ns[-1] for a in arrivals) - min(a.sent_ns for a in arrivals)) / 1e9
     third = max(max_tokens // 3, 1)
     cpu_s = {name: after[name] - before[name] for name in before} | {"client": client_after - client_before}
     return Point(
@@ -105,12 +105,12 @@ def first_token_ms(path: StreamingPath, running: Running, prompt: Prompt) -> flo
     return (arrival.times_ns[0] - arrival.sent_ns - inside_ns) / 1e6
 
 
-def _added_ms(path: StreamingPath, running: Running, prompt: Prompt, arrivals: Arrivals, max_tokens: int) -> np.ndarray:
+def _added_ms(path: StreamingPath, running: Running, prompt: Prompt, arrivals: Arrivals, max_tokens: int) -> Floats:
     """[tokens] float64"""
     arrived, made = arrivals.per_token_ns(), _emission(path, running, prompt).times_ns
     if len(arrived) != max_tokens or len(made) != max_tokens:
         raise RuntimeError(f"{path.name}: {len(arrived)} tokens arrived, {len(made)} were made, {max_tokens} asked for")
-    return (arrived - made) / 1e6
+    return np.asarray((arrived - made) / 1e6, np.float64)
 
 
 def _emission(path: StreamingPath, running: Running, prompt: Prompt) -> Emission:

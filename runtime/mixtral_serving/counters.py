@@ -1,7 +1,7 @@
 """Numbers that the processes of one server share: each has one writer, the others read it, and nobody waits.
 
-They sit in a file in shared memory. The launcher names it (MIXTRAL_COUNTERS); without a launcher the name comes from the
-server's process id, which all its stubs have as parent.
+They sit in a file in shared memory. The launcher names it (MIXTRAL_COUNTERS); without a launcher the name comes from
+the server's process id, which all its stubs have as parent.
 """
 
 import mmap

@@ -52,16 +52,15 @@ class Detokenizer:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def handle(self, stream_id: int | None, inputs: Tensors, ids: list[int] | None = None) -> Reply:
-        """One response of the engine. Raises the engine's error when the response carries one."""
+    def handle(self, stream_id: int | None, inputs: Tensors, ids: list[int]) -> Reply:
+        """One response of the engine: its token ids, and what else it carries. Raises the engine's error when that is
+        among it."""
         stream = self._stream(stream_id, inputs)
         finish_reason = inputs.one("FINISH_REASON")
         if (error := inputs.one("STREAM_ERROR")) is not None:
             self.drop(stream_id)
             raise unpack_error(error.decode())
         was_stopped = stream.text.stopped
-        if ids is None:
-            ids = _token_ids(inputs)
         piece = stream.text.push(ids, final=finish_reason is not None)
         text = piece.text
         if not stream.begun:
@@ -124,12 +123,3 @@ class Detokenizer:
         for name in ("top_token_ids", "top_token_log_probs"):
             if (alternatives := inputs.array(name.upper())) is not None:
                 outputs[name] = alternatives[:, :count]  # [1, tokens, alternatives]
-
-
-def _token_ids(inputs: Tensors) -> list[int]:
-    tokens = inputs.array("TOKENS_BATCH")
-    if tokens is None or tokens.size == 0:
-        return []
-    ids: list[int] = tokens.reshape(-1).tolist()
-    length = inputs.one("SEQUENCE_LENGTH", len(ids))
-    return ids[:length]

@@ -14,6 +14,7 @@ from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_metrics import EngineMetrics
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.metrics import Registry
+from mixtral_serving.stream_chunk import pack_chunk
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
@@ -94,15 +95,6 @@ def respond(stream: Stream, output: Output | None) -> Any:
     if output is not None and output.error is not None and stream.context is None:
         return error_response(output.error)
     return response(output_tensors(stream, output))
-
-
-def pack_chunk(stream_id: int, ids: list[int]) -> Array:
-    return np.array([[(stream_id & 0xFFFFFFFF) - 2**31, (stream_id >> 32) - 2**31, *ids]], np.int32)
-
-
-def unpack_chunk(chunk: Array) -> tuple[int, list[int]]:
-    low, high, *ids = chunk.reshape(-1).tolist()
-    return (low + 2**31) | (high + 2**31) << 32, ids
 
 
 def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:

@@ -54,6 +54,7 @@ def merged(parts: list[Output]) -> Output:
         log_probs=_joined([part.log_probs for part in parts]),
         top_log_probs=_joined([part.top_log_probs for part in parts]),
         prompt_log_probs=next((part.prompt_log_probs for part in parts if part.prompt_log_probs is not None), None),
+        queued_s=next((part.queued_s for part in parts if part.queued_s is not None), None),
     )
 
 

@@ -1,4 +1,4 @@
-"""The live streams of the engine model: one thread takes what the engine made and sends it, so the step loop never waits.
+"""The live streams of the engine model: one thread takes what the engine made and sends it; the step loop never waits.
 
 What it cannot send yet, because it is busy or the window is full, waits in one entry per stream: a path that lags gets
 fewer and larger responses by itself.
@@ -39,8 +39,8 @@ class ResponseSender(Protocol):
 
 @dataclass(slots=True)
 class Stream:
-    """One request being answered. context: travels on the first response; only requests of the ensemble have one. interval: tokens
-    per response, at least."""
+    """One request being answered. context: travels on the first response; only requests of the ensemble have one.
+    interval: tokens per response, at least."""
 
     sender: ResponseSender
     request_id: str

@@ -1,7 +1,8 @@
 """How many responses may be on their way to the detokenizer.
 
 Triton's ensemble has no backpressure: what the engine model sends piles up in front of the detokenizer. So the engine
-model stops sending when too many responses are unanswered, and what it holds back grows together into fewer, larger ones.
+model stops sending when too many responses are unanswered, and what it holds back grows together into fewer, larger
+ones.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ class Window:
     counters: Counters
     size: int = SIZE
     _lost: int = 0
-    _handled: int = 0
-    _moved_at: float = 0.0
+    _full: tuple[int, float] | None = None  # how many were handled when it was last seen to be full, and since when
 
     def sent(self) -> None:
         self.counters[Counter.SENT] += 1
@@ -29,13 +29,13 @@ class Window:
     def is_open(self, now: float) -> bool:
         """now: on the monotonic clock, in seconds."""
         sent, handled = self.counters[Counter.SENT], self.counters[Counter.HANDLED]
-        if handled != self._handled:
-            self._handled, self._moved_at = handled, now
-        open_now = sent - handled - self._lost < self.size
-        if open_now:
-            return True
-        if now - self._moved_at > STALL_S:
-            self._lost = sent - handled
-            self._moved_at = now
-            return True
-        return False
+        self._lost = min(self._lost, sent - handled)  # some were answered after all
+        if sent - handled - self._lost < self.size:
+            self._full = None
+        elif self._full is None or self._full[0] != handled:
+            self._full = (handled, now)
+        elif now - self._full[1] > STALL_S:
+            self._lost, self._full = sent - handled, None
+        else:
+            return False
+        return self._full is None
