@@ -40,7 +40,7 @@ def ensemble_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferR
     text = prompt.text.encode()
     _add(request, "text_input", "BYTES", [1, 1], len(text).to_bytes(4, "little") + text)
     _add(request, "max_tokens", "INT32", [1, 1], np.int32(max_tokens).tobytes())
-    for name in ("stream", "ignore_eos", "return_num_output_tokens"):
+    for name in ("stream", "return_num_output_tokens"):
         _add(request, name, "BOOL", [1, 1], b"\1")
     for name in ("text_output", "num_output_tokens"):
         request.outputs.add().name = name

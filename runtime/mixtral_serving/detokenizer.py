@@ -24,7 +24,7 @@ class _Stream:
     text: TextStream
     cum_log_prob: float = 0.0
     begun: bool = False
-    checked_at: float = 0.0  # on the monotonic clock
+    checked_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)

@@ -5,13 +5,15 @@ model carries it unread and sends it with the first response of the stream.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+
+from mixtral_runtime.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
 class StreamContext:
     """prompt_tail: the prompt's last token ids. stops: stop strings. prompt_text: put before the output, or None.
-    strip_space: drop one leading space of the output. return_output_ids: send token ids along."""
+    strip_space: drop one leading space of the output. return_output_ids, return_num_output_tokens: send them along."""
 
     prompt_tail: list[int]
     stops: list[str]
@@ -21,8 +23,12 @@ class StreamContext:
     return_num_output_tokens: bool = False
 
     def pack(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps([getattr(self, field.name) for field in fields(self)]).encode()
 
     @classmethod
     def unpack(cls, packed: bytes) -> "StreamContext":
-        return cls(**json.loads(packed))
+        """Raises InvalidArgument when it is none of `pack`."""
+        try:
+            return cls(*json.loads(packed))
+        except (ValueError, TypeError) as error:
+            raise InvalidArgument("STREAM_CONTEXT is none that preprocessing made") from error

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
+from mixtral_runtime.tokenizer import load_tokenizer
 from mixtral_serving.triton import engine_dir
 
 
@@ -18,7 +18,7 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         text = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().reshape(-1)[0].decode()
-        ids = encode_prompt(self.tokenizer, text)
+        ids = [self.tokenizer.bos_token_id, *self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids]
         outputs = {
             "INPUT_ID": np.array([ids], np.int32),
             "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.int32),
