@@ -93,7 +93,7 @@ class Detokenizer:
             self._streams.pop(stream_id, None)
 
     def _stream(self, stream_id: int | None, inputs: Tensors) -> _Stream:
-        packed = inputs.one("STREAM_CONTEXT")
+        packed = inputs.array("STREAM_CONTEXT")
         if packed is None and stream_id is not None and (known := self._streams.get(stream_id)):
             return known
         context = StreamContext([], [], return_output_ids=True) if packed is None else StreamContext.unpack(packed)

@@ -62,7 +62,7 @@ class EngineModel:
         request, flags = engine_request(inputs, self._end_id)
         if request_id and request_id == self._canary_id:
             request = replace(request, priority=1.0)
-        stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
+        stream = Stream(sender, request_id, flags, request.streaming, inputs.array("stream_context"))
         self._streams.submit(request, stream)
 
 
@@ -109,7 +109,7 @@ def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
     else:
         tensors = {"STREAM_CHUNK": pack_chunk(stream.stream_id, ids)}
         if stream.sent == 0:
-            tensors["STREAM_CONTEXT"] = np.array([[stream.context]], np.object_)
+            tensors["STREAM_CONTEXT"] = stream.context
     if output is None:
         return tensors
     if output.error is not None:

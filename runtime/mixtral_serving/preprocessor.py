@@ -46,7 +46,7 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array
         "INPUT_ID": np.array([prompt.ids], np.int32),
         "REQUEST_INPUT_LEN": np.array([[len(prompt.ids)]], np.int32),
         "REQUEST_OUTPUT_LEN": np.array([[inputs.required("max_tokens")]], np.int32),
-        "STREAM_CONTEXT": np.array([[context.pack()]], np.object_),
+        "STREAM_CONTEXT": context.pack(),
     }
     # A tensor that says nothing is left out: each costs the time to the first token some 20 microseconds.
     for name, words in (("STOP_WORDS_IDS", stops), ("BAD_WORDS_IDS", inputs.texts("bad_words"))):

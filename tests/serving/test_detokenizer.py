@@ -19,7 +19,7 @@ def engine_response(ids: list[int], **tensors: Any) -> tuple[Tensors, list[int]]
 
 
 def context(**fields: Any) -> Any:
-    return np.array([[StreamContext(**({"prompt_tail": [], "stops": []} | fields)).pack()]], np.object_)
+    return StreamContext(**({"prompt_tail": [], "stops": []} | fields)).pack()
 
 
 def text(reply: Reply) -> str:
@@ -56,7 +56,9 @@ def test_a_stream_lives_from_its_context_to_its_finish_reason(detokenizer: Detok
 
 def test_heartbeats_and_responses_without_tokens_carry_no_counts(detokenizer: Detokenizer, ids: list[int]) -> None:
     counts = {"NUM_INPUT_TOKENS": [[4]]}
-    beat = detokenizer.handle(STREAM, *engine_response([], STREAM_CONTEXT=context(return_num_output_tokens=True), **counts))
+    beat = detokenizer.handle(
+        STREAM, *engine_response([], STREAM_CONTEXT=context(return_num_output_tokens=True), **counts)
+    )
     assert text(beat) == ""
     assert set(beat.outputs) == {"OUTPUT"}
     reply = detokenizer.handle(STREAM, *engine_response(ids[:1], **counts))
@@ -65,7 +67,12 @@ def test_heartbeats_and_responses_without_tokens_carry_no_counts(detokenizer: De
 
 
 def test_a_stop_string_cuts_everything_behind_its_last_token(detokenizer: Detokenizer, ids: list[int]) -> None:
-    detokenizer.handle(STREAM, *engine_response([], STREAM_CONTEXT=context(stops=["two"], return_output_ids=True, return_num_output_tokens=True)))
+    detokenizer.handle(
+        STREAM,
+        *engine_response(
+            [], STREAM_CONTEXT=context(stops=["two"], return_output_ids=True, return_num_output_tokens=True)
+        ),
+    )
     extras = {
         "OUTPUT_LOG_PROBS": np.array([[[-1.0, -2.0, -4.0]]], np.float32),
         "TOP_TOKEN_IDS": np.arange(6).reshape(1, 3, 2),

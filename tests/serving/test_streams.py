@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recorded_metrics import RecordedMetrics
 
@@ -19,8 +20,10 @@ from mixtral_serving.engine_metrics import FAMILIES, EngineMetrics
 from mixtral_serving.engine_request import ResponseFlags
 from mixtral_serving.metrics import Registry
 from mixtral_serving.streams import Stream, Streams
+from mixtral_serving.tensors import Array
 
 WAIT_S = 20.0
+CONTEXT = np.zeros((1, 1), np.uint8)
 FLAGS = ResponseFlags(log_probs=False, num_input_tokens=False, num_output_tokens=False)
 
 
@@ -125,7 +128,7 @@ def served(engine: ScriptedEngine, registry: Registry, counters: Counters) -> It
 
 
 def open_stream(
-    served: Streams, *, context: bytes | None = b"{}", request_id: str = "", sender: RecordingSender | None = None
+    served: Streams, *, context: Array | None = CONTEXT, request_id: str = "", sender: RecordingSender | None = None
 ) -> tuple[RecordingSender, Stream]:
     sender = sender or RecordingSender()
     stream = Stream(sender, request_id, FLAGS, streaming=True, context=context)
@@ -266,7 +269,7 @@ def test_what_cannot_be_sent_yet_joins_into_one_response(
 
 def test_a_stream_may_ask_for_fewer_and_larger_responses(engine: ScriptedEngine, served: Streams) -> None:
     sender = RecordingSender()
-    served.submit(Request([1], 5), Stream(sender, "", FLAGS, streaming=True, context=b"{}", interval=3))
+    served.submit(Request([1], 5), Stream(sender, "", FLAGS, streaming=True, context=CONTEXT, interval=3))
     for token in range(7):
         engine.emit(101, token)
     engine.emit(101, 7, final=True)

@@ -83,7 +83,9 @@ def output(request_id: int, *ids: int, final: bool = False, **fields: object) ->
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3), st.booleans()), max_size=60), st.integers(1, 5))
-def test_every_token_of_every_stream_comes_once_and_in_order(events: list[tuple[int, int, bool]], interval: int) -> None:
+def test_every_token_of_every_stream_comes_once_and_in_order(
+    events: list[tuple[int, int, bool]], interval: int
+) -> None:
     pending = Pending()
     made: dict[int, list[int]] = {}
     sent: dict[int, list[int]] = {}

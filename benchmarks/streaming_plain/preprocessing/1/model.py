@@ -18,7 +18,10 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         text = pb_utils.get_input_tensor_by_name(request, "QUERY").as_numpy().reshape(-1)[0].decode()
-        ids = [self.tokenizer.bos_token_id, *self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids]
+        ids = [
+            self.tokenizer.bos_token_id,
+            *self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids,
+        ]
         outputs = {
             "INPUT_ID": np.array([ids], np.int32),
             "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.int32),
