@@ -28,9 +28,11 @@ LAYOUT ?= $(if $(filter int8-tensorrt-llm,$(PRECISION)-$(RUNTIME)),$(KERNEL_LAYO
 IMAGE ?= mixtral-triton
 BUILD_FLAGS ?=
 CONTAINER_FLAGS ?=
+CHECK_FLAGS ?=
+REPORT ?= engines/container-check.json
 
-.PHONY: bench-streaming help demo engine serve stream test test-external lint format docs bench bench-build bench-peers clean \
-	image image-cpu container-engine container-serve
+.PHONY: help demo engine serve stream test test-external lint format docs bench bench-build bench-peers bench-streaming clean \
+	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +66,9 @@ container-engine:  ## Build ENGINE from MODEL with TensorRT-LLM inside the image
 	@python3 scripts/run_container.py --image "$(IMAGE):latest" --gpus $(TP) $(CONTAINER_FLAGS) engine "$(MODEL)" "$(ENGINE)" \
 	  PRECISION=$(PRECISION) GPU=$(GPU) PRESET=$(PRESET) TP=$(TP)
 
+check-container: $(READY)  ## Inside the image: is TensorRT-LLM here what this was written for? (report: REPORT=engines/container-check.json)
+	@$(BIN)python3 scripts/check_container.py --json "$(REPORT)" $(CHECK_FLAGS)
+
 container-serve:  ## Serve ENGINE inside the image, on loopback, until Ctrl-C.
 	@exec python3 scripts/run_container.py --image "$(IMAGE):latest" --gpus $(TP) $(CONTAINER_FLAGS) serve "$(ENGINE)" $(SERVE_FLAGS)
 
@@ -87,12 +92,16 @@ format: $(READY)  ## Format the code.
 	@$(BIN)ruff check --fix .
 	@$(BIN)ruff format .
 
-docs: $(READY)  ## Regenerate the help pages in docs/.
+docs: $(READY)  ## Regenerate the pages in docs/ that come from help texts and results.
 	@$(BIN)python3 scripts/generate_docs.py
+	@$(BIN)python3 benchmarks/quality_page.py
 
 bench: $(READY)  ## Measure decode speed beside transformers, and each precision's quality, on the demo model.
+	@PYTHONPATH=benchmarks $(BIN)python3 benchmarks/synthetic/streaming_path.py
 	@$(BIN)python3 benchmarks/decode.py
 	@$(BIN)python3 benchmarks/quality.py
+	@$(BIN)python3 benchmarks/served_quality.py
+	@$(BIN)python3 benchmarks/quality_page.py
 
 bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed beside a plain copy, and memory.
 	@$(BIN)python3 benchmarks/build.py

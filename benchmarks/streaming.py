@@ -113,10 +113,9 @@ def holds(point: Point) -> bool:
 
 def _line(point: Point) -> str:
     offered = "unpaced" if point.offered_tokens_per_s is None else f"{point.offered_tokens_per_s:.0f} offered"
-    return (
-        f"{point.path:15s} {point.streams:4d} streams, {offered:>14s}: {point.delivered_tokens_per_s:9.0f} tokens/s in "
-        f"{point.responses_per_s:6.0f} responses/s, added p50 {point.added_p50_ms:7.2f}, p99 {point.added_p99_ms:7.2f} ms"
-    )
+    added = f"added p50 {point.added_p50_ms:7.2f}, p99 {point.added_p99_ms:7.2f} ms"
+    rates = f"{point.delivered_tokens_per_s:7.0f} tokens/s, {point.responses_per_s:6.0f} responses/s"
+    return f"{point.path:15s} {point.streams:4d} streams, {offered:>14s}: {rates}, {added}"
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:

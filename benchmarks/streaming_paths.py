@@ -1,7 +1,6 @@
 """The ways from the engine to a client that are compared, and the server each of them needs."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.injection import PLUGIN_PATH
-from mixtral_serving.server.command import Address
+from mixtral_serving.server.free_address import free_address
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.stubs import live_stubs
 
@@ -66,16 +65,8 @@ def serve(repository: Path, step_s: float, folder: Path) -> Iterator[Running]:
     engine_dir = folder / "engine"
     make_engine(engine_dir, {"step_s": step_s, "emissions": EMISSIONS}, LIMITS)
     os.environ[PLUGIN_PATH] = str(PLUGIN_FOLDER)
-    address = Address("127.0.0.1", *_free_ports(3))
+    address = free_address()
     with (folder / "log").open("w") as log, ServerProcess(repository, engine_dir, address, log=log) as server:
         server.wait_until_ready(120)
-        pids = {"server": server.pid} | live_stubs(server.pid)
+        pids = {"server": server.pid} | {model: pid for pid, model in live_stubs(server.pid).items()}
         yield Running(address.grpc_port, engine_dir / EMISSIONS, pids)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -1,4 +1,5 @@
-"""Results as the Markdown tables of docs/build.md. A test compares them; run this file to print them."""
+"""Results as the Markdown tables of docs/build.md and docs/quality.md. Tests compare them; run this file to print
+them."""
 
 import json
 import sys
@@ -16,7 +17,7 @@ def quality_table(report: dict[str, Any]) -> str:
         routing = min(layer["routing_agreement"] for layer in r["layers"])
         change = f"{r['perplexity_change_percent']:+.3f} %"
         rows.append((name, change, f"{r['mean_kl']:.1e}", f"{r['top1_agreement']:.2%}", f"{routing:.2%}"))
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def build_table(report: dict[str, Any]) -> str:
@@ -36,10 +37,10 @@ def build_table(report: dict[str, Any]) -> str:
                 f"{m['full_model_hours']:.2f}",
             )
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
-def _markdown(rows: Rows) -> str:
+def markdown(rows: Rows) -> str:
     head, *body = ("| " + " | ".join(row) + " |\n" for row in rows)
     return head + "| --- " * len(rows[0]) + "|\n" + "".join(body)
 

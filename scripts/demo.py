@@ -5,7 +5,6 @@ Where Triton cannot run (macOS, Windows, Arm, an old glibc) it says so and runs 
 
 import json
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from mixtral_runtime.engine import Request
 from mixtral_runtime.errors import MixtralError
 from mixtral_runtime.open_engine import open_engine
 from mixtral_serving.prompt import Prompt, PromptBuilder
-from mixtral_serving.server.command import Address
+from mixtral_serving.server.free_address import free_address
 from mixtral_serving.server.installation import unsupported_platform
 from mixtral_serving.server.preflight import check_all
 from mixtral_serving.server.process import ServerProcess
@@ -49,18 +48,8 @@ def build(folder: Path) -> Path:
     return folder / "engine"
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def with_server(engine: Path) -> None:
-    address = Address("127.0.0.1", *free_ports(3))
+    address = free_address()
     check_all(engine, None, address)
     click.secho(f"starting Triton on port {address.grpc_port}", fg="cyan", err=True)
     begun = time.monotonic()

@@ -15,7 +15,7 @@ from mixtral_serving.server.command import Address
 from mixtral_serving.server.health import HealthEndpoint
 from mixtral_serving.server.preflight import check_all
 from mixtral_serving.server.process import ServerProcess
-from mixtral_serving.server.self_test import self_test
+from mixtral_serving.server.self_test import self_test, server_version
 from mixtral_serving.server.supervisor import Supervisor
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -51,18 +51,20 @@ def main(
         def new_server() -> ServerProcess:
             return ServerProcess(REPOSITORY, engine_dir, address, config, verbose=verbose)
 
+        def announce(server: ServerProcess) -> None:
+            if warning := server.exposure.crash_warning(server.address, server_version(server.address)):
+                click.echo(f"warning: {warning}", err=True)
+            open_ports = server.exposure.describe(server.address)
+            click.echo(f"ready: {manifest.runtime} engine {engine_dir}, {open_ports}, health {host}:{health_port}")
+
         supervisor = Supervisor(
             new_server,
             settings.supervision,
-            check=lambda: self_test(address),
-            canary_url=address.local_http,
+            check=lambda server: self_test(server.address, server.exposure),
             ready_timeout_s=ready_timeout,
             drain_s=settings.engine.drain_s,
             tell=lambda line: click.echo(line, err=True),
-            on_ready=lambda: click.echo(
-                f"ready: {manifest.runtime} engine {engine_dir}, gRPC {host}:{grpc_port}, HTTP {host}:{http_port}, "
-                f"metrics {host}:{metrics_port}, health {host}:{health_port}"
-            ),
+            on_ready=announce,
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: supervisor.stop())

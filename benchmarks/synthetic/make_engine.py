@@ -2,7 +2,7 @@
 
 \b
 Example: python benchmarks/synthetic/make_engine.py engines/synthetic --set step_s=0.01
-         MIXTRAL_PLUGIN_PATH=benchmarks/synthetic python scripts/serve.py --engine engines/synthetic
+         MIXTRAL_PLUGIN_PATH=$PWD/benchmarks/synthetic python scripts/serve.py --engine engines/synthetic
 """
 
 import json

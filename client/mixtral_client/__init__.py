@@ -5,6 +5,7 @@ with Client("localhost:8001") as client:
         print(chunk.text, end="", flush=True)
 """
 
+import mixtral_client.grpc_log  # noqa: F401  (before anything that imports gRPC)
 from mixtral_client.aio import AsyncClient
 from mixtral_client.errors import (
     Cancelled,
@@ -20,6 +21,7 @@ from mixtral_client.errors import (
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result, TokenLogProb, Usage
 from mixtral_client.status import ServerStatus
 from mixtral_client.sync import Client
+from mixtral_client.tls import TlsOptions
 
 __all__ = [
     "AsyncClient",
@@ -37,6 +39,7 @@ __all__ = [
     "ServerError",
     "ServerStatus",
     "ServerUnreachable",
+    "TlsOptions",
     "TokenLogProb",
     "Unavailable",
     "Usage",

@@ -12,30 +12,46 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mixtral_client.assembly import ChunkAssembler
 from mixtral_client.connection import (
-    CHANNEL_OPTIONS,
     CLOSE_TIMEOUT_S,
     DEFAULT_IDLE_TIMEOUT_S,
     DEFAULT_URL,
+    from_rpc_error,
     idle_message,
+    open_channel,
 )
-from mixtral_client.errors import IdleTimeout, from_rpc_error
+from mixtral_client.errors import IdleTimeout
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
 from mixtral_client.status import ServerStatus
-from mixtral_client.tensors import engine_info_request, generation_request, read_engine_info
+from mixtral_client.tensors import (
+    engine_info_request,
+    generation_request,
+    read_engine_info,
+    read_token_ids,
+    tokenize_request,
+)
+from mixtral_client.tls import TlsOptions
 
 
 class AsyncClient:
     """Generates text on a server, for asyncio. Make it inside a running event loop, and use it there only, as an async
     context manager or with `close`.
 
-    Any number of requests may run at once; each is a stream of its own on the shared connection. url and idle_timeout_s
-    as for `Client`.
+    Any number of requests may run at once; each is a stream of its own on the shared connection. url,
+    idle_timeout_s and tls as for `Client`.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, idle_timeout_s: float = DEFAULT_IDLE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        idle_timeout_s: float = DEFAULT_IDLE_TIMEOUT_S,
+        tls: TlsOptions | None = None,
+    ) -> None:
+        """Raises InvalidArgument when a file of `tls` cannot be used."""
         self.url = url
         self.idle_timeout_s = idle_timeout_s
-        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
+        self.tls = tls
+        self._channel = open_channel(grpc.aio, url, tls)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -79,7 +95,7 @@ class AsyncClient:
                     return
             assembler.end()
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self.url, connected=assembler.connected) from None
+            raise from_rpc_error(error, self.url, self.tls, connected=assembler.connected) from None
         finally:
             call.cancel()  # does nothing to a call that has ended
 
@@ -97,6 +113,14 @@ class AsyncClient:
         async with contextlib.aclosing(chunks):
             return Result.join([chunk async for chunk in chunks])
 
+    async def tokenize(self, text: str) -> list[int]:
+        """As `Client.tokenize`."""
+        try:
+            answer = await self._stub.ModelInfer(tokenize_request(text), timeout=self.idle_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.url, self.tls, connected=False) from None
+        return read_token_ids(answer)
+
     async def status(self) -> ServerStatus:
         """As `Client.status`."""
         try:
@@ -105,7 +129,7 @@ class AsyncClient:
                 return ServerStatus(self.url, ready=False)
             info = await self._stub.ModelInfer(engine_info_request(), timeout=self.idle_timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self.url, connected=False) from None
+            raise from_rpc_error(error, self.url, self.tls, connected=False) from None
         return ServerStatus.from_info(self.url, read_engine_info(info))
 
     async def _next(self, call: Any) -> Any:

@@ -4,7 +4,10 @@ from typing import IO, Any
 
 import click
 
+from mixtral_client.commands.bench import bench
+from mixtral_client.commands.bench_compare import compare_results
 from mixtral_client.commands.chat import chat
+from mixtral_client.commands.evaluate import evaluate
 from mixtral_client.commands.status import status
 from mixtral_client.commands.stream import stream
 from mixtral_client.errors import MixtralClientError
@@ -50,3 +53,6 @@ def main() -> None:
 main.add_command(stream)
 main.add_command(chat)
 main.add_command(status)
+main.add_command(evaluate)
+main.add_command(bench)
+bench.add_command(compare_results)

@@ -6,8 +6,6 @@ Triton passes only text on streams, so the server begins its sentence with a cod
 
 import re
 
-import grpc
-
 _ENSEMBLE_PREFIX = re.compile(r"^(?:in ensemble '[^']*', )+")
 _CODE_WORD = re.compile(r"^([A-Z][A-Z_]+): (.*)$", re.DOTALL)
 
@@ -83,17 +81,3 @@ def parse_server_error(text: str) -> ServerError:
     text = _ENSEMBLE_PREFIX.sub("", text.strip())
     match = _CODE_WORD.match(text)
     return server_error(match[1], match[2]) if match else ServerError(text)
-
-
-def from_rpc_error(error: grpc.RpcError, url: str, *, connected: bool) -> MixtralClientError:
-    """Turns a failed gRPC call into an error. connected: whether a response of this call had already arrived."""
-    code, details = error.code(), error.details() or "no details"
-    if code is grpc.StatusCode.UNAVAILABLE:
-        what = "lost the connection to" if connected else "cannot reach"
-        # gRPC's details run from the general to the particular: "failed to connect to all addresses; last error:
-        # UNKNOWN: ipv4:127.0.0.1:8001: Failed to connect to remote host: Connection refused".
-        return ServerUnreachable(f"{what} {url}: {details.rsplit(': ', 1)[-1].rstrip(']')}")
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return IdleTimeout(f"{url} did not answer in time")
-    parsed = parse_server_error(details)
-    return parsed if parsed.code != ServerError.code else server_error(code.name, str(parsed))

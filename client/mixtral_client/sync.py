@@ -12,16 +12,24 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mixtral_client.assembly import ChunkAssembler
 from mixtral_client.connection import (
-    CHANNEL_OPTIONS,
     CLOSE_TIMEOUT_S,
     DEFAULT_IDLE_TIMEOUT_S,
     DEFAULT_URL,
+    from_rpc_error,
     idle_message,
+    open_channel,
 )
-from mixtral_client.errors import IdleTimeout, from_rpc_error
+from mixtral_client.errors import IdleTimeout
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
 from mixtral_client.status import ServerStatus
-from mixtral_client.tensors import engine_info_request, generation_request, read_engine_info
+from mixtral_client.tensors import (
+    engine_info_request,
+    generation_request,
+    read_engine_info,
+    read_token_ids,
+    tokenize_request,
+)
+from mixtral_client.tls import TlsOptions
 
 
 class Client:
@@ -32,13 +40,21 @@ class Client:
     connection, and closing it waits for the whole generation.
 
     url: host:port of the server's gRPC port. idle_timeout_s: the longest silence of the server within a request, and
-    the time limit of `status`.
+    the time limit of `status`. tls: None connects without encryption.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, idle_timeout_s: float = DEFAULT_IDLE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        idle_timeout_s: float = DEFAULT_IDLE_TIMEOUT_S,
+        tls: TlsOptions | None = None,
+    ) -> None:
+        """Raises InvalidArgument when a file of `tls` cannot be used."""
         self.url = url
         self.idle_timeout_s = idle_timeout_s
-        self._channel = grpc.insecure_channel(url, options=CHANNEL_OPTIONS)
+        self.tls = tls
+        self._channel = open_channel(grpc, url, tls)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -93,7 +109,7 @@ class Client:
         except grpc.RpcError as error:
             if watch.expired:
                 raise IdleTimeout(idle_message(self.url, self.idle_timeout_s)) from None
-            raise from_rpc_error(error, self.url, connected=assembler.connected) from None
+            raise from_rpc_error(error, self.url, self.tls, connected=assembler.connected) from None
         finally:
             call.cancel()  # does nothing to a call that has ended
 
@@ -111,6 +127,18 @@ class Client:
             self.stream(prompt, messages=messages, input_ids=input_ids, options=options, request_id=request_id)
         )
 
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids that the server makes of a prompt, BOS included.
+
+        Raises InvalidArgument for an empty text, ServerUnreachable without a connection, IdleTimeout without an answer,
+        ProtocolError if the answer has no ids.
+        """
+        try:
+            answer = self._stub.ModelInfer(tokenize_request(text), timeout=self.idle_timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.url, self.tls, connected=False) from None
+        return read_token_ids(answer)
+
     def status(self) -> ServerStatus:
         """Asks whether the server is ready and, if so, for its manifest, limits and statistics.
 
@@ -123,7 +151,7 @@ class Client:
                 return ServerStatus(self.url, ready=False)
             info = self._stub.ModelInfer(engine_info_request(), timeout=self.idle_timeout_s)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.url, connected=False) from None
+            raise from_rpc_error(error, self.url, self.tls, connected=False) from None
         return ServerStatus.from_info(self.url, read_engine_info(info))
 
 

@@ -18,6 +18,7 @@ from mixtral_client.generation import GenerationOptions, Message, TokenLogProb
 
 ENSEMBLE = "ensemble"
 ENGINE_INFO = "engine_info"
+PREPROCESSING = "preprocessing"
 
 _SCALARS: dict[str, type[np.generic]] = {  # options whose tensor has their name and the shape [1, 1]
     "max_tokens": np.int32,
@@ -96,6 +97,15 @@ def engine_info_request() -> Any:
     return request
 
 
+def tokenize_request(text: str) -> Any:
+    """The `ModelInferRequest` for the token ids that the server makes of a prompt."""
+    request = service_pb2.ModelInferRequest(model_name=PREPROCESSING)
+    _add_input(request, "QUERY", [[text.encode()]], np.object_)
+    _add_input(request, "REQUEST_OUTPUT_LEN", [[1]], np.int32)  # required, and of no effect on the ids
+    request.outputs.add(name="INPUT_ID")
+    return request
+
+
 def read_response(response: Any) -> Response:
     """Decodes a `ModelInferResponse` of the ensemble. Raises ProtocolError for text that is not UTF-8."""
     result = InferResult(response)
@@ -133,6 +143,15 @@ def read_engine_info(response: Any) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise ProtocolError(f"engine_info answered with {type(info).__name__}, it must be a JSON object")
     return info
+
+
+def read_token_ids(response: Any) -> list[int]:
+    """Decodes the `ModelInferResponse` to a `tokenize_request`. Raises ProtocolError if it has no ids."""
+    array = InferResult(response).as_numpy("INPUT_ID")
+    if array is None:
+        raise ProtocolError("preprocessing answered without INPUT_ID")
+    ids: list[int] = array.reshape(-1).tolist()
+    return ids
 
 
 def _add_prompt(

@@ -1,7 +1,7 @@
 """The engine seam: what every runtime offers and all that the rest of the project knows of an engine.
 
-Two runtimes stand behind it, the PyTorch engine (`mixtral_runtime.pytorch`) and TensorRT-LLM's executor. How the
-calls map onto `tensorrt_llm.bindings.executor` (1.2):
+Two runtimes stand behind it, the PyTorch engine (`mixtral_runtime.pytorch`) and TensorRT-LLM's executor
+(`mixtral_runtime.tensorrt_llm`). How the calls map onto `tensorrt_llm.bindings.executor` (1.2):
 
 =====================  ====================================================================================
 seam                   TensorRT-LLM
@@ -16,7 +16,7 @@ output flags           OutputConfig(return_log_probs, return_context_logits for 
 cancel(id)             Executor.cancel_request(id): asynchronous; the final output (`cancelled`) still comes.
 poll(timeout_s)        Executor.await_responses(timedelta): one blocking call for all requests; releases the GIL.
 Output.token_ids       Result.output_token_ids[0]: the new tokens only, while streaming.
-Output.queued_s        request_perf_metrics.timing_metrics: first_scheduled - arrival; None when it is not returned.
+Output.queued_s        what of the time to the first token is not request_perf_metrics' first_scheduled to first_token.
 Output.finish_reason   END_ID and STOP_WORDS -> stop, LENGTH -> length, CANCELLED, TIMED_OUT; has_error() -> error.
 stats()                get_latest_iteration_stats(): active, queued, max_num_active, kv_cache_stats.
 close(drain_s)         stop admitting, go on polling until nothing is live or the time is up, then shutdown().
@@ -127,7 +127,8 @@ class TopLogProbs:
 class Output:
     """What a request produced since its last output. Exactly one output per request is final, and it is the last.
 
-    log_probs: natural logarithm, one per token of `token_ids`, of the distribution before temperature and filters.
+    log_probs: natural logarithm, one per token of `token_ids`, of the distribution before temperature and filters (on
+    TensorRT-LLM after temperature and penalties); None also where a cancel lost some.
     prompt_log_probs: on the first output, one for every prompt token but the first. finish_reason and, on failure,
     `error` are set on the final output only. queued_s: on one output, the first that knows it: seconds from submission
     until the request was first scheduled; always None when it never was or the runtime does not tell.

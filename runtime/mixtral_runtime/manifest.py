@@ -95,7 +95,8 @@ class Manifest:
     @property
     def world_size(self) -> int:
         """How many GPUs share the engine: each has a file `rankN` of its own."""
-        return max(1, sum(re.fullmatch(r"rank\d+\.(engine|safetensors)", name) is not None for name in self.files))
+        ranks = {found[1] for name in self.files if (found := re.fullmatch(r"(rank\d+)\.(?:engine|safetensors)", name))}
+        return max(1, len(ranks))
 
     @classmethod
     def load(cls, engine_dir: Path | str) -> Self:

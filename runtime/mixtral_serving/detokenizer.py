@@ -68,6 +68,8 @@ class Detokenizer:
             text = (stream.context.prompt_text or "") + text
         # Always present, even empty: NVIDIA's clients index it without looking.
         reply = Reply({"OUTPUT": np.array([text.encode()], np.object_)}, ended=finish_reason is not None)
+        if (seed := inputs.array("USED_SEED")) is not None:
+            reply.outputs["used_seed"] = seed
         if not was_stopped:
             self._add_token_outputs(reply.outputs, stream, inputs, ids[: piece.tokens])
             if piece.stopped:

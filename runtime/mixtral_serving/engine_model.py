@@ -57,12 +57,15 @@ class EngineModel:
             return
         if inputs.flag("return_engine_stats"):
             stats = asdict(self._engine.stats()) | {"streams": len(self._streams)}
+            stats["limits"] = asdict(self._engine.limits)  # the operator may have lowered the manifest's
             sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
             return
         request, flags = engine_request(inputs, self._end_id)
         if request_id and request_id == self._canary_id:
             request = replace(request, priority=1.0)
         stream = Stream(sender, request_id, flags, request.streaming, inputs.array("stream_context"))
+        if not request.sampling.greedy:
+            stream.seed = request.sampling.seed
         self._streams.submit(request, stream)
 
 
@@ -110,6 +113,8 @@ def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
         tensors = {"STREAM_CHUNK": pack_chunk(stream.stream_id, ids)}
         if stream.sent == 0:
             tensors["STREAM_CONTEXT"] = stream.context
+    if stream.sent == 0 and stream.seed is not None:
+        tensors["used_seed"] = np.array([[stream.seed]], np.uint64)
     if output is None:
         return tensors
     if output.error is not None:

@@ -41,7 +41,7 @@ class ResponseSender(Protocol):
 @dataclass(slots=True)
 class Stream:
     """One request being answered. context: travels on the first response; only requests of the ensemble have one.
-    interval: tokens per response, at least."""
+    interval: tokens per response, at least. seed: of its sampling, told on the first response; None when greedy."""
 
     sender: ResponseSender
     request_id: str
@@ -49,6 +49,7 @@ class Stream:
     streaming: bool
     context: Array | None
     interval: int = 1
+    seed: int | None = None
     stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
     timeline: Timeline = field(default_factory=Timeline)
     sent: int = 0

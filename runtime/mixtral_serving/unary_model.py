@@ -98,6 +98,7 @@ def _one_response(request_id: str, inputs: dict[str, Array], outputs: list[str])
             # The code is lost on the way through the ensemble, so it is read back from the text.
             return error_response(unpack_error(answer.error().message().removeprefix("in ensemble 'ensemble', ")))
     filled = [answer for answer in answers if answer.output_tensors()]
-    if len(filled) != 1:
+    if len(filled) > 1:
         raise Internal(f"the ensemble gave {len(filled)} responses to a call without streaming, it must give one")
-    return response({tensor.name(): tensor.as_numpy() for tensor in filled[0].output_tensors()})
+    # None: the client asked only for outputs that this answer does not have.
+    return response({tensor.name(): tensor.as_numpy() for answer in filled for tensor in answer.output_tensors()})

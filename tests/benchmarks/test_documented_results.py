@@ -10,9 +10,5 @@ RESULTS = ROOT / "benchmarks" / "results" / "intel-r-xeon-r-processor-amx-int8"
 DOC = (ROOT / "docs" / "build.md").read_text()
 
 
-def test_quality_of_each_precision() -> None:
-    assert tables.quality_table(json.loads((RESULTS / "quality.json").read_text())) in DOC
-
-
 def test_speed_and_memory_of_the_build() -> None:
     assert tables.build_table(json.loads((RESULTS / "build.json").read_text())) in DOC

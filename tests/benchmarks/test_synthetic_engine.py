@@ -6,16 +6,18 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_engine import MODEL, make_engine
+from make_engine import MODEL, main, make_engine
 from synthetic_emissions import EmissionWriter, read_emissions
 from synthetic_engine import SyntheticEngine
-from synthetic_settings import SyntheticSettings
+from synthetic_settings import Pause, SyntheticSettings
 from synthetic_tokens import END_TOKEN, FIRST_TOKEN, expected_log_prob, expected_tokens, prompt_key
 
 from mixtral_runtime.engine import EngineLimits, FinishReason, Output, Request
 from mixtral_runtime.errors import Internal, InvalidArgument, MixtralError, Unavailable
+from mixtral_runtime.manifest import Manifest
 from mixtral_runtime.open_engine import open_engine
 from mixtral_runtime.tokenizer import load_tokenizer
 
@@ -317,3 +319,15 @@ def test_an_engine_directory_is_opened_by_its_manifest(tmp_path: Path, monkeypat
     assert tokens(collect(engine, request_id)[request_id]) == expected_tokens(PROMPT, 5)
     engine.close()
     assert len(read_emissions(tmp_path / "emissions.bin", PROMPT)[0].times_ns) == 5
+
+
+def test_the_command_writes_an_engine_directory(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "engine"), "--set", "step_s=0.5", "--set", 'pauses=[{"for_s": 1, "at_s": 2}]']
+    assert CliRunner().invoke(main, [*arguments, "--max-batch-size", "3"]).exit_code == 0
+    assert Manifest.load(tmp_path / "engine").limits.max_batch_size == 3
+    found = SyntheticSettings.load(tmp_path / "engine")
+    assert (found.step_s, found.pauses) == (0.5, (Pause(for_s=1.0, at_s=2.0),))
+    for wrong, message in {"step=1": "unknown key step", "step_s=x": "is not KEY=VALUE"}.items():
+        refused = CliRunner().invoke(main, [str(tmp_path / "other"), "--set", wrong])
+        assert (refused.exit_code, message in refused.stderr) == (1, True)
+    assert not (tmp_path / "other").exists()

@@ -218,6 +218,12 @@ class TestStatus:
             "so far   10 prompt tokens, 20 output tokens; finished: stop 3, length 4",
         ]
 
+    def test_shows_prefix_cache_and_preemptions_of_an_engine_that_has_them(self, server: ScriptedServer) -> None:
+        more = {"prefix_blocks_reused": 30, "prefix_blocks_missed": 10, "preemptions": 2}
+        server.info = {"stats": {"prompt_tokens": 10} | more}
+        result = mixtral("status", "--url", server.url)
+        assert "so far   10 prompt tokens, 75 % of the prompt blocks from the cache, 2 preemptions" in result.stdout
+
     def test_json_has_everything(self, server: ScriptedServer) -> None:
         server.info = self.INFO
         result = mixtral("status", "--json", "--url", server.url)

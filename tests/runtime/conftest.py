@@ -1,7 +1,9 @@
 """Small random Mixtral models, as transformers makes them, quantised by the project's own build; engines over them."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from mixtral_build.quantize import quantize_model
 from mixtral_runtime.checkpoint import Checkpoint
-from mixtral_runtime.engine import EngineLimits, FinishReason, Output, TopLogProbs
+from mixtral_runtime.engine import Engine, EngineLimits, FinishReason, Output, TopLogProbs
 from mixtral_runtime.errors import MixtralError
+from mixtral_runtime.manifest import Manifest, ModelInfo, Returns, describe_files
 from mixtral_runtime.pytorch.engine import PyTorchEngine
 from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.tensorrt_llm.engine import TensorRtLlmEngine
+from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 
 SMALL: dict[str, Any] = {
     "vocab_size": 160,
@@ -125,7 +130,7 @@ class Collected:
 def collect() -> Callable[..., dict[int, Collected]]:
     """collect(engine, ids): polls until each of these requests is final. Outputs of others would be a mistake."""
 
-    def collect_all(engine: PyTorchEngine, *request_ids: int) -> dict[int, Collected]:
+    def collect_all(engine: Engine, *request_ids: int) -> dict[int, Collected]:
         found = {request_id: Collected() for request_id in request_ids}
         while not all(one.final for one in found.values()):
             outputs = engine.poll(PATIENCE_S)
@@ -136,3 +141,43 @@ def collect() -> Callable[..., dict[int, Collected]]:
         return found
 
     return collect_all
+
+
+@pytest.fixture(scope="session")
+def trtllm_engine_dir(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine directory that says it is TensorRT-LLM's, with the weights from which the double makes its tokens."""
+    directory = tmp_path_factory.mktemp("trtllm")
+    names = ["config.json", "rank0.safetensors"]
+    for name in names:
+        os.link(checkpoint.directory / name, directory / name)
+    Manifest(
+        runtime="tensorrt-llm",
+        versions={"tensorrt-llm": "1.2.1"},
+        gpu="sm80",
+        precision="int8",
+        dtype="bfloat16",
+        kv_cache_dtype="bfloat16",
+        limits=EngineLimits(**LIMITS),
+        model=ModelInfo.of(checkpoint.config),
+        returns=Returns(log_probs=True, prompt_log_probs=False, context_logits=False, generation_logits=False),
+        source=None,
+        files=describe_files(directory, names),
+    ).write(directory)
+    return directory
+
+
+@pytest.fixture
+def open_double(trtllm_engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TensorRtLlmEngine]]:
+    """open_double(max_queue_size=1): the adapter over the double of the bindings, with these settings; closed when the
+    test ends."""
+    monkeypatch.setenv("MIXTRAL_TRTLLM_BINDINGS", "trtllm_double")
+    engines: list[TensorRtLlmEngine] = []
+
+    def make(**settings: Any) -> TensorRtLlmEngine:
+        manifest = Manifest.load(trtllm_engine_dir)
+        engines.append(TensorRtLlmEngine.open(trtllm_engine_dir, manifest, TensorRtLlmSettings(**settings)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

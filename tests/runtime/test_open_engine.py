@@ -87,10 +87,29 @@ def test_an_injected_runtime_that_is_not_there_is_refused(engine_dir: Path, runt
         open_engine(engine_dir)
 
 
-def test_an_engine_for_another_runtime_is_refused(engine_dir: Path) -> None:
+def test_a_tensorrt_llm_engine_without_the_library_is_refused_with_the_way_out(engine_dir: Path) -> None:
     rewrite(engine_dir, runtime="tensorrt-llm")
-    with pytest.raises(CheckpointError, match=r"built for the runtime tensorrt-llm.*mixtral-build engine"):
+    with pytest.raises(CheckpointError, match=r"TensorRT-LLM, which is not installed here; serve it in the container"):
         open_engine(engine_dir)
+
+
+def test_a_tensorrt_llm_engine_runs_behind_the_same_seam(
+    engine_dir: Path, collect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIXTRAL_TRTLLM_BINDINGS", "trtllm_double")
+    request = Request([1, 2, 3], 5)
+    expected = tokens_of(open_engine(engine_dir), request, collect)
+    rewrite(engine_dir, runtime="tensorrt-llm", gpu="sm90")
+    assert tokens_of(open_engine(engine_dir), request, collect) == expected
+    with pytest.raises(InvalidArgument, match="device is cpu and activation_dtype None, a TensorRT-LLM engine runs on"):
+        open_engine(engine_dir, device="cpu")
+
+
+def tokens_of(engine: Any, request: Request, collect: Any) -> list[int]:
+    request_id = engine.submit(request)
+    found: list[int] = collect(engine, request_id)[request_id].token_ids
+    engine.close()
+    return found
 
 
 def test_an_engine_for_a_gpu_is_refused_on_a_cpu(engine_dir: Path) -> None:

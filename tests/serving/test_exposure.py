@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from certificates import Authority
+from certificates import Authority, encrypt
 
 from mixtral_runtime.errors import InvalidArgument, Unavailable
 from mixtral_serving.server import admin_token
@@ -97,9 +97,7 @@ def test_certificates_that_cannot_be_used(authority: Authority, tmp_path: Path) 
         authority.issue("old", "localhost", expired=True),
     )
     rubbish = write(tmp_path / "rubbish", "rubbish")
-    encrypted = tmp_path / "encrypted.key"
-    command = f"openssl pkey -in {good.key} -aes256 -passout pass:x -out {encrypted}"
-    subprocess.run(command.split(), check=True)
+    encrypted = encrypt(good.key, tmp_path / "encrypted.key")
     cases = {
         (good.certificate, other.key): "does not belong to tls.certificate",
         (rubbish, good.key): "are not a certificate and its key in PEM form",
@@ -174,15 +172,20 @@ def test_another_preloaded_library_is_kept(tmp_path: Path) -> None:
 
 def test_the_warning_is_for_strangers_who_reach_a_triton_that_they_can_crash() -> None:
     everywhere = Address("0.0.0.0")
-    warning = Exposure().crash_warning(everywhere, "2.51.0")
-    assert warning is not None
-    assert warning.startswith(
-        "whoever reaches gRPC 0.0.0.0:8001 can crash Triton 2.51.0 (fixed in 2.68, release 26.04)"
+
+    def warning(exposure: Exposure, version: str = "2.51.0", address: Address = everywhere) -> str | None:
+        return exposure.crash_warning(exposure.bind(address), version)
+
+    assert (warning(Exposure()) or "").startswith(
+        "whoever reaches gRPC 0.0.0.0:8001 or HTTP 0.0.0.0:8000 can crash Triton 2.51.0 (fixed in 2.68, release 26.04)"
     )
-    assert Exposure(Path("c"), Path("k")).crash_warning(everywhere, "2.67.1") is not None  # TLS alone keeps nobody out
-    assert Exposure(Path("c"), Path("k"), Path("ca")).crash_warning(everywhere, "2.51.0") is None
-    assert Exposure().crash_warning(everywhere, "2.68.0") is None
-    assert Exposure().crash_warning(Address(), "2.51.0") is None
+    tls = Exposure(Path("c"), Path("k"))
+    assert (warning(tls, "2.67.1") or "").startswith("whoever reaches gRPC 0.0.0.0:8001 can")  # anybody may connect
+    assert warning(Exposure(Path("c"), Path("k"), Path("ca"))) is None
+    opened = Exposure(Path("c"), Path("k"), Path("ca"), plaintext=PlaintextSettings(http_host="0.0.0.0"))
+    assert (warning(opened) or "").startswith("whoever reaches HTTP 0.0.0.0:8000 can")
+    assert warning(Exposure(), "2.68.0") is None
+    assert warning(Exposure(), address=Address()) is None
 
 
 def test_loopback() -> None:

@@ -1,6 +1,8 @@
 """The server's settings: every section checks its own values, and the error names file, key and what is allowed."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -55,3 +57,12 @@ def test_a_wrong_setting_is_refused_with_file_key_and_range(tmp_path: Path, sett
         load(tmp_path, f"[tensorrt_llm]\n{setting}")
     assert str(refused.value).startswith(f"{tmp_path / 'serve.toml'}: ")
     assert "tensorrt_llm." in str(refused.value)
+
+
+def test_every_setting_is_in_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "settings.md").read_text()
+    kinds = get_type_hints(ServeConfig)
+    for section in fields(ServeConfig):
+        assert f"`[{section.name}]`" in page
+        for key in fields(kinds[section.name]):
+            assert f"`{key.name}`" in page or f"`{section.name}.{key.name}`" in page, f"{section.name}.{key.name}"

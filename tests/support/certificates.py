@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from mixtral_client import TlsOptions
 
@@ -44,3 +45,12 @@ class Authority:
     def options(self, pair: Pair | None = None) -> TlsOptions:
         """A client's, that trusts this authority and shows `pair`."""
         return TlsOptions(self.ca) if pair is None else TlsOptions(self.ca, pair.certificate, pair.key)
+
+
+def encrypt(key: Path, path: Path) -> Path:
+    """A copy of the key that takes a password, written to `path`."""
+    plain = serialization.load_pem_private_key(key.read_bytes(), None)
+    password = serialization.BestAvailableEncryption(b"password")
+    path.write_bytes(plain.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, password))
+    path.chmod(0o600)
+    return path

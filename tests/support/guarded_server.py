@@ -1,6 +1,7 @@
-"""A server as an operator who trusts nobody starts it: mutual TLS and an admin token, gRPC on every interface."""
+"""A server as docs/security.md has it made: its openssl lines, its settings, its command, but for names and ports."""
 
-import secrets
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from certificates import Authority, Pair
 from process_watch import ProcessWatch
 from system_server import Server, free_address
 
@@ -17,25 +17,22 @@ from mixtral_client import Client, TlsOptions
 from mixtral_serving.server.admin_token import find_compiler
 from mixtral_serving.server.installation import unsupported_platform
 
-SERVE = Path(__file__).resolve().parents[2] / "scripts" / "serve.py"
-SETTINGS = """
-[tls]
-certificate = "{certificate}"
-key = "{key}"
-client_ca = "{ca}"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "security.md").read_text()
 
-[admin]
-token_file = "admin-token"
-"""
+
+def blocks(language: str) -> list[str]:
+    """The page's blocks of code."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @dataclass(frozen=True)
 class GuardedServer:
-    """ready: what the launcher printed. log: all of Triton's. watch: what was seen while it started."""
+    """folder: has the files that the page makes. ready: what the launcher printed. log: all of Triton's. watch: what
+    was seen while it started."""
 
     server: Server
-    authority: Authority
-    known: Pair
+    folder: Path
     token: str
     ready: str
     log: Path
@@ -43,7 +40,8 @@ class GuardedServer:
 
     @property
     def tls(self) -> TlsOptions:
-        return self.authority.options(self.known)
+        """The known client's."""
+        return TlsOptions(self.folder / "ca.pem", self.folder / "alice.pem", self.folder / "alice.key")
 
     def client(self) -> Client:
         return Client(self.server.grpc_url, tls=self.tls)
@@ -53,30 +51,33 @@ class GuardedServer:
 def guarded(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedServer]:
     if reason := unsupported_platform():
         pytest.skip(reason)
-    if find_compiler() is None:
-        pytest.skip("there is no C compiler, which an admin token needs")
+    if find_compiler() is None or shutil.which("openssl") is None:
+        pytest.skip("an admin token needs a C compiler, and the page's commands openssl")
     folder = tmp_path_factory.mktemp("guarded")
-    authority = Authority(folder, "ours")
-    pair = authority.issue("server", "localhost", "127.0.0.1")
-    token = secrets.token_hex(32)
-    token_file = folder / "admin-token"
-    token_file.touch(0o600)
-    token_file.write_text(f"{token}\n")
+    make_files, serve, *_ = blocks("sh")
+    make_files = make_files.replace("DNS:gpu-host", "DNS:localhost,IP:127.0.0.1")
+    subprocess.run(["bash", "-euc", make_files], cwd=folder, check=True, capture_output=True)
+    (settings,) = blocks("toml")
     config = folder / "serve.toml"
-    config.write_text(SETTINGS.format(certificate=pair.certificate.name, key=pair.key.name, ca=authority.ca.name))
+    config.write_text(settings)
+    token, key = (folder / "admin-token").read_text().strip(), (folder / "server.key").read_text().splitlines()[1]
     address = free_address()
     ports = {"http": address.http_port, "grpc": address.grpc_port, "metrics": address.metrics_port}
-    command = [sys.executable, str(SERVE), "--engine", str(engine_dir), "--config", str(config), "--host", "0.0.0.0"]
-    command += ["--verbose", *(f"--{name}-port={port}" for name, port in ports.items())]
+    python, script, *options = (
+        serve.replace("engines/default", str(engine_dir)).replace("serve.toml", str(config)).split()
+    )
+    assert (python, script) == ("python", "scripts/serve.py")
+    command = [sys.executable, str(ROOT / script), *options, "--verbose"]
+    command += [f"--{name}-port={port}" for name, port in ports.items()]
     log = folder / "log"
     with log.open("w") as written:
-        with ProcessWatch(token, pair.key.read_text().splitlines()[1]) as watch:
+        with ProcessWatch(token, key) as watch:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=written, text=True)
             assert process.stdout is not None
             ready = process.stdout.readline()
         try:
             assert ready.startswith("ready: "), log.read_text()[-5000:]
-            yield GuardedServer(Server(address), authority, authority.issue("client"), token, ready, log, watch)
+            yield GuardedServer(Server(address), folder, token, ready, log, watch)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from strict_bindings import RECORDED, bind_arguments, make_bindings, set_values
+from trtllm_semantics import engine_request, executor_limits, has_sampling, sampling_params
 
 from mixtral_runtime import engine as seam  # its Request and FinishReason have the library's names
 from mixtral_runtime.errors import Unavailable
@@ -48,6 +49,18 @@ class _Live:
         self.request = request
         self.token_ids: list[int] = []
         self.log_probs: list[float] = []
+        self.submitted_at = time.monotonic()
+        self.timed_out = False
+        self.timing: dict[str, timedelta] = {}  # on the steady clock, as nanobind gives it
+
+    def saw(self, output: seam.Output) -> None:
+        now = timedelta(seconds=time.monotonic())
+        if output.queued_s is not None:
+            self.timing["first_scheduled_time"] = timedelta(seconds=self.submitted_at + output.queued_s)
+        if output.token_ids:
+            self.timing.setdefault("first_token_time", now)
+        if output.final:
+            self.timing["last_token_time"] = now
 
 
 class Executor:
@@ -72,7 +85,7 @@ class Executor:
             return  # the tokens are all made by the rank that leads
         torch.set_num_threads(1)
         self._engine = PyTorchEngine.open(
-            directory, replace(manifest, limits=_limits(manifest.limits, config)), torch.device("cpu")
+            directory, replace(manifest, limits=executor_limits(manifest.limits, config)), torch.device("cpu")
         )
         self._vocab_size = manifest.model.vocab_size
         self._live: dict[int, _Live] = {}
@@ -96,7 +109,7 @@ class Executor:
             return self._refuse("Return context logit need to build engine with gather_context_logits")
         with self._lock:
             try:
-                request_id = self._engine.submit(_engine_request(request, limits))
+                request_id = self._engine.submit(engine_request(request, limits))
             except Unavailable as error:
                 raise RuntimeError(
                     f"[TensorRT-LLM][ERROR] Maximum queue size of {limits.max_queue_size} has been reached, please try "
@@ -115,6 +128,7 @@ class Executor:
         with self._lock:
             refused, self._refused = self._refused, []
         wait_s = _FOREVER_S if timeout is None else timeout.total_seconds()
+        self._end_timed_out()
         outputs = self._engine.poll(0.0 if refused else wait_s)
         with self._lock:
             return refused + [response for output in outputs for response in self._responses(output)]
@@ -168,6 +182,18 @@ class Executor:
         self._engine.close()
         self._ended.touch()
 
+    def _end_timed_out(self) -> None:
+        """The allotted time is that of a request that runs; in the queue nobody looks at it."""
+        now = time.monotonic()
+        with self._lock:
+            for request_id, live in self._live.items():
+                sequence, allotted = self._engine._live.get(request_id), live.request.allotted_time_ms
+                if sequence is None or sequence.admitted_at is None or allotted is None:
+                    continue
+                if now - sequence.admitted_at > allotted.total_seconds():
+                    live.timed_out = True
+                    self._engine.cancel(request_id)
+
     def _check_open(self, what: str) -> None:
         if self._shut_down:
             raise RuntimeError(f"[TensorRT-LLM][ERROR] Assertion failed: Shutdown called, {what} {_AT}")
@@ -189,6 +215,7 @@ class Executor:
         if output.error is not None:
             yield _MADE["Response"](output.id, f"Encountered an error in forwardAsync function: {output.error} {_AT}")
             return
+        live.saw(output)
         reason = _finish_reason(live, output)
         pairs = list(zip(output.token_ids, output.log_probs or [0.0] * len(output.token_ids), strict=True))
         groups = [[pair] for pair in pairs] if live.request.streaming else [pairs]
@@ -206,8 +233,8 @@ class Executor:
         if not request.streaming and not request.output_config.exclude_input_from_output:
             token_ids = list(request.input_token_ids) + token_ids
         log_probs = None
-        if request.output_config.return_log_probs and _has_sampling(request.sampling_config):
-            normalised = self._config.normalize_log_probs and _sampling(request.sampling_config).greedy
+        if request.output_config.return_log_probs and has_sampling(request.sampling_config):
+            normalised = self._config.normalize_log_probs and sampling_params(request.sampling_config).greedy
             log_probs = [[0.0] * len(live.log_probs) if normalised else list(live.log_probs)]  # of all tokens so far
         final = finish_reason.name != "NOT_FINISHED"
         result = set_values(
@@ -220,6 +247,9 @@ class Executor:
             cum_log_probs=None if log_probs is None else [sum(log_probs[0])],
             finish_reasons=[finish_reason],
         )
+        if request.output_config.return_perf_metrics:
+            timing = set_values(_MADE["TimingMetrics"](), **live.timing)
+            set_values(result, request_perf_metrics=set_values(_MADE["RequestPerfMetrics"](), timing_metrics=timing))
         return _MADE["Response"](request_id, result)
 
 
@@ -231,58 +261,10 @@ def _finish_reason(live: _Live, output: seam.Output) -> Any:
         case seam.FinishReason.LENGTH:
             return kinds.LENGTH
         case seam.FinishReason.CANCELLED:
-            return kinds.CANCELLED
-        case seam.FinishReason.TIMEOUT:
-            return kinds.TIMED_OUT
+            return kinds.TIMED_OUT if live.timed_out else kinds.CANCELLED
     whole = live.token_ids + output.token_ids
     words = live.request.stop_words or []
     return kinds.STOP_WORDS if any(whole[-len(word) :] == word for word in words) else kinds.END_ID
-
-
-def _limits(built: seam.EngineLimits, config: Any) -> seam.EngineLimits:
-    """0 is a queue without limit."""
-    return replace(
-        built,
-        max_batch_size=min(built.max_batch_size, config.max_batch_size or built.max_batch_size),
-        max_num_tokens=min(built.max_num_tokens, config.max_num_tokens or built.max_num_tokens),
-        max_queue_size=config.max_queue_size or 10**6,
-    )
-
-
-def _engine_request(request: Any, limits: seam.EngineLimits) -> seam.Request:
-    room = limits.max_seq_len - len(request.input_token_ids)
-    allotted = request.allotted_time_ms
-    return seam.Request(
-        prompt_ids=list(request.input_token_ids),
-        max_tokens=min(request.max_tokens, room),  # the library warns in its log and goes on
-        sampling=_sampling(request.sampling_config),
-        end_id=None if request.end_id in (None, -1) else request.end_id,
-        stop_sequences=[list(word) for word in request.stop_words or []],
-        streaming=request.streaming,
-        return_log_probs=bool(request.output_config.return_log_probs),
-        timeout_s=None if allotted is None else allotted.total_seconds(),
-        priority=request._bound["priority"],
-    )
-
-
-def _has_sampling(config: Any) -> bool:
-    return bool(config.top_k) or bool(config.top_p)
-
-
-def _sampling(config: Any) -> seam.SamplingParams:
-    """Greedy whatever the temperature when neither top_k nor top_p is set."""
-    seed = config.seed or 0
-    penalty = 1.0 if config.repetition_penalty is None else config.repetition_penalty
-    if not _has_sampling(config):
-        return seam.SamplingParams(repetition_penalty=penalty, seed=seed)
-    return seam.SamplingParams(
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k or 0,
-        top_p=config.top_p or 1.0,
-        min_p=config.min_p or 0.0,
-        repetition_penalty=penalty,
-        seed=seed,
-    )
 
 
 def _has_error(response: Any) -> bool:

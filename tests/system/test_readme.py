@@ -21,6 +21,11 @@ NOT_RUN = {
     "make test": "this test is a part of it",
     f"hf download mistralai/Mixtral-8x7B-Instruct-v0.1 --local-dir {REAL_MODEL}": "93 GB from a hub",
     "make serve ENGINE=engines/mixtral": "`make serve` is run with the other engine",
+    "make image-cpu": "no container engine runs in tests; tests/deploy does what can be done without",
+    "docker run --rm --init -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 mixtral-triton:cpu": "the same",
+    "make image": "the same",
+    f"make container-engine MODEL={REAL_MODEL} ENGINE=engines/a100 PRECISION=int8 GPU=a100": "the same",
+    "make container-serve ENGINE=engines/a100": "the same",
 }
 
 pytestmark = pytest.mark.skipif(unsupported_platform() is not None, reason=str(unsupported_platform()))

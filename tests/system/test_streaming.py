@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from system_server import Server, idle, infer_input
+from system_server import Answer, Server, idle, infer_input
 
 from mixtral_serving.prompt import PromptBuilder
 
@@ -119,12 +119,32 @@ def test_unary_calls(server: Server) -> None:
     assert plain["text_output"] == server.ask(text_input=STORY, max_tokens=10).text
 
 
+def test_a_unary_call_for_outputs_that_the_answer_does_not_have_gives_none(server: Server) -> None:
+    inputs = [infer_input("text_input", STORY), infer_input("max_tokens", 2)]
+    with grpc.InferenceServerClient(server.grpc_url) as client:
+        wanted = [grpc.InferRequestedOutput("prompt_log_probs")]
+        answer = client.infer("unary", inputs, outputs=wanted, client_timeout=60)
+    assert list(answer.get_response().outputs) == []
+
+
 def test_sampling_with_a_seed_repeats_and_without_varies(server: Server) -> None:
     def sample(**more: Any) -> str:
         return server.ask(text_input=STORY, max_tokens=30, temperature=1.5, **more).text
 
     assert sample(seed=7) == sample(seed=7)
     assert len({sample() for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_drawn_seed_is_told_and_repeats_the_text(server: Server, stream: bool) -> None:
+    def sample(**more: Any) -> Answer:
+        return server.ask(text_input=STORY, max_tokens=30, stream=stream, **more)
+
+    first = sample(temperature=1.5)
+    (seed,) = first.values("used_seed")
+    again = sample(temperature=1.5, seed=seed)
+    assert (again.text, again.values("used_seed")) == (first.text, [seed])
+    assert sample().values("used_seed") == []  # greedy: there is none
 
 
 def test_a_requests_text_does_not_depend_on_its_company(server: Server) -> None:

@@ -3,13 +3,16 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mixtral_client.aio import AsyncClient
 from mixtral_client.connection import DEFAULT_IDLE_TIMEOUT_S, DEFAULT_URL
 from mixtral_client.generation import GenerationOptions
 from mixtral_client.sync import Client
+from mixtral_client.tls import TlsOptions
 
 _Function = Callable[..., Any]
 _Decorator = Callable[[_Function], _Function]
@@ -19,13 +22,18 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where the server is. `open` gives a client for it."""
+    """Where the server is and what is trusted there. `open` and `open_async` give a client for it."""
 
     url: str
     idle_timeout: float
+    tls: TlsOptions | None
 
     def open(self) -> Client:
-        return Client(self.url, idle_timeout_s=self.idle_timeout)
+        return Client(self.url, idle_timeout_s=self.idle_timeout, tls=self.tls)
+
+    def open_async(self) -> AsyncClient:
+        """To be called inside a running event loop."""
+        return AsyncClient(self.url, idle_timeout_s=self.idle_timeout, tls=self.tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,18 @@ def _generation_options(timeout: float | None, echo: bool, **values: Any) -> Gen
     )
 
 
+def _connection(
+    url: str, idle_timeout: float, tls: bool, ca: Path | None, cert: Path | None, key: Path | None
+) -> Connection:
+    encrypted = tls or any((ca, cert, key))
+    return Connection(url, idle_timeout, TlsOptions(ca, cert, key) if encrypted else None)
+
+
+_FILE = click.Path(path_type=Path)
+
 connection_options = _packed(
     "connection",
-    Connection,
+    _connection,
     click.option(
         "--url",
         default=DEFAULT_URL,
@@ -88,6 +105,30 @@ connection_options = _packed(
         show_default=True,
         metavar="SECONDS",
         help="Give up when the server sends nothing at all for so long.",
+    ),
+    click.option(
+        "--tls",
+        is_flag=True,
+        envvar="MIXTRAL_TLS",
+        show_envvar=True,
+        help="Encrypt the connection; implied by the next three.",
+    ),
+    click.option(
+        "--ca",
+        type=_FILE,
+        envvar="MIXTRAL_CA",
+        show_envvar=True,
+        help="The authority that signed the server's certificate, PEM. Default: the public authorities.",
+    ),
+    click.option(
+        "--cert",
+        type=_FILE,
+        envvar="MIXTRAL_CERT",
+        show_envvar=True,
+        help="The client's certificate, PEM, for a server that asks for one (mutual TLS); needs --key.",
+    ),
+    click.option(
+        "--key", type=_FILE, envvar="MIXTRAL_KEY", show_envvar=True, help="The key of --cert, PEM, not encrypted."
     ),
 )
 

@@ -84,5 +84,10 @@ def _now(stats: dict[str, Any]) -> str:
 
 def _so_far(stats: dict[str, Any]) -> str:
     text = _facts(stats, ("prompt_tokens", "{} prompt tokens"), ("output_tokens", "{} output tokens"))
+    reused, missed = stats.get("prefix_blocks_reused") or 0, stats.get("prefix_blocks_missed") or 0
+    if reused + missed:
+        text += f", {100 * reused / (reused + missed):.0f} % of the prompt blocks from the cache"
+    if preemptions := stats.get("preemptions"):
+        text += f", {preemptions} preemptions"
     finished = ", ".join(f"{reason} {count}" for reason, count in (stats.get("finished") or {}).items())
     return f"{text}; finished: {finished}" if finished else text

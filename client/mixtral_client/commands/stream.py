@@ -15,7 +15,7 @@ from mixtral_client.commands.output import check_display, show
 from mixtral_client.generation import GenerationOptions
 
 
-class TokenIds(click.ParamType[list[int]]):
+class TokenIds(click.ParamType):  # type: ignore[type-arg]  # only newer clicks can be subscripted
     """A comma-separated list of token ids."""
 
     name = "IDS"

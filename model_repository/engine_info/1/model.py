@@ -30,7 +30,8 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            info = {"manifest": self.manifest, "limits": self.manifest["limits"], "stats": engine_stats()}
+            stats = engine_stats()
+            info = {"manifest": self.manifest, "limits": stats.pop("limits"), "stats": stats}
             outputs = {"info": np.array([[json.dumps(info)]], np.object_)}
             if (echo := read(request).array("echo")) is not None:
                 outputs["echo"] = echo

@@ -20,13 +20,15 @@ _LOCATION = re.compile(r"\s*\(/\S+?:\d+\)")  # where in NVIDIA's sources an asse
 
 @dataclass(slots=True)
 class Piece:
-    """What one response says. log_probs: one per token of `token_ids`, None when not asked for or not complete."""
+    """What one response says. log_probs: one per token of `token_ids`, None when not asked for or not complete.
+    running_s: seconds from the request's first scheduling to its newest token, None when not known."""
 
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] | None = None
     prompt_log_probs: list[float] | None = None
     finish_reason: FinishReason | None = None
     error: MixtralError | None = None
+    running_s: float | None = None
 
 
 def check_returnable(request: Request, returns: Returns) -> None:
@@ -56,6 +58,7 @@ def bindings_request(trtllm: Any, request: Request) -> Any:
             return_log_probs=request.return_log_probs,
             return_context_logits=request.return_prompt_log_probs,
             exclude_input_from_output=True,
+            return_perf_metrics=True,  # how long it waited in the queue
         ),
         end_id=NO_END_ID if request.end_id is None else request.end_id,
         priority=request.priority,
@@ -98,7 +101,8 @@ def read_response(trtllm: Any, response: Any, request: Request, tokens_before: i
     prompt_log_probs = None
     if request.return_prompt_log_probs and tokens_before == 0 and result.context_logits is not None:
         prompt_log_probs = log_probs_of(result.context_logits, request.prompt_ids)
-    return Piece(token_ids, log_probs, prompt_log_probs, finish_reason, error)
+    running_s = _running_s(result) if token_ids else None
+    return Piece(token_ids, log_probs, prompt_log_probs, finish_reason, error, running_s)
 
 
 def _new_log_probs(result: Any, request: Request, tokens_before: int, new: int) -> list[float] | None:
@@ -110,6 +114,17 @@ def _new_log_probs(result: Any, request: Request, tokens_before: int, new: int) 
     start = tokens_before if len(log_probs) >= tokens_before + new else 0
     found = log_probs[start : start + new]
     return found if len(found) == new else None
+
+
+def _running_s(result: Any) -> float | None:
+    if (metrics := result.request_perf_metrics) is None:
+        return None
+    timing = metrics.timing_metrics
+    newest = timing.last_token_time if result.is_final else timing.first_token_time
+    scheduled = timing.first_scheduled_time
+    if not (isinstance(newest, timedelta) and isinstance(scheduled, timedelta)):
+        return None
+    return (newest - scheduled).total_seconds()
 
 
 def _finish_reason(trtllm: Any, result: Any) -> FinishReason:

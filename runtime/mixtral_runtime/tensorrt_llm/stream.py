@@ -1,5 +1,6 @@
 """One request on its way through the executor, and what its caller has not fetched yet."""
 
+import time
 from dataclasses import dataclass, field
 
 from mixtral_runtime.engine import Counts, FinishReason, Output, Request
@@ -9,23 +10,29 @@ from mixtral_runtime.tensorrt_llm.conversion import Piece
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """deadline: on the monotonic clock, None for none. late: it was cancelled because the deadline passed."""
+    """deadline, submitted_at: on the monotonic clock, None for none. late: it was cancelled because the deadline
+    passed."""
 
     id: int
     request: Request
     deadline: float | None
     late: bool = False
+    submitted_at: float = field(default_factory=time.monotonic)
     received: int = 0  # tokens in all
     finish_reason: FinishReason | None = None
     error: MixtralError | None = None
     _token_ids: list[int] = field(default_factory=list)
     _log_probs: list[float] | None = None
     _prompt_log_probs: list[float] | None = None
+    _queued_s: float | None = None
 
     def __post_init__(self) -> None:
         self._log_probs = [] if self.request.return_log_probs else None
 
     def add(self, piece: Piece) -> None:
+        if self.received == 0 and piece.running_s is not None:
+            # The executor's own time of arrival is that at which it took the request from its queue.
+            self._queued_s = max(0.0, time.monotonic() - self.submitted_at - piece.running_s)
         self.received += len(piece.token_ids)
         self._token_ids += piece.token_ids
         if self._log_probs is not None and piece.token_ids:
@@ -48,7 +55,8 @@ class Stream:
             final=self.finish_reason is not None,
             finish_reason=self.finish_reason,
             error=self.error,
+            queued_s=self._queued_s,
         )
-        self._token_ids, self._prompt_log_probs = [], None
+        self._token_ids, self._prompt_log_probs, self._queued_s = [], None, None
         self._log_probs = [] if self.request.return_log_probs else None
         return output

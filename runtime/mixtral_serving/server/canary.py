@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 
 from mixtral_runtime.errors import Internal
+from mixtral_serving.server.local_http import open_local
 
 
 def ask_canary(url: str, request_id: str, timeout_s: float) -> None:
@@ -19,7 +20,7 @@ def ask_canary(url: str, request_id: str, timeout_s: float) -> None:
     body = {"id": request_id, "text_input": ".", "max_tokens": 1, "timeout_ms": max(1, int(timeout_s * 1000))}
     request = urllib.request.Request(f"{url}/v2/models/ensemble/generate", json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        with open_local(request, timeout_s) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")

@@ -21,7 +21,9 @@ CLOSED = "closed to everyone\n=\n"
 TOKEN_HEADER = "admin-token"
 GRPC_HEADER_PREFIX = "triton-grpc-protocol-"  # Triton's own
 
-FIRST_UNCRASHABLE = (2, 68)  # Triton 26.04: metadata of a stream no longer leads to a use after free
+# Triton 26.04, where the metadata of a gRPC stream no longer leads to a use after free. A body of very many chunks
+# overflows the stack of HTTP's thread before 25.07.
+FIRST_UNCRASHABLE = (2, 68)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,18 @@ class Exposure:
         )
 
     def crash_warning(self, address: Address, version: str) -> str | None:
-        """One line if strangers may reach the gRPC port of a Triton that they can crash."""
-        if self.client_ca is not None or is_loopback(address.host) or _number(version) >= FIRST_UNCRASHABLE:
+        """One line if strangers may reach a port through which they can crash this Triton. address: bound."""
+        exposed = []
+        if self.client_ca is None and not is_loopback(address.host):
+            exposed.append(f"gRPC {address.host}:{address.grpc_port}")
+        if not is_loopback(address.http_host or address.host):
+            exposed.append(f"HTTP {address.http_host or address.host}:{address.http_port}")
+        if not exposed or _number(version) >= FIRST_UNCRASHABLE:
             return None
         fixed = ".".join(map(str, FIRST_UNCRASHABLE))
         return (
-            f"whoever reaches gRPC {address.host}:{address.grpc_port} can crash Triton {version} (fixed in {fixed}, "
-            f"release 26.04): bind {LOOPBACK} or let only known clients in with tls.client_ca, see docs/security.md"
+            f"whoever reaches {' or '.join(exposed)} can crash Triton {version} (fixed in {fixed}, release 26.04): "
+            f"bind {LOOPBACK}, or let only known clients in with tls.client_ca, see docs/security.md"
         )
 
 

@@ -2,13 +2,16 @@
 
 import errno
 import os
+import shutil
 import socket
 from pathlib import Path
 
 from mixtral_runtime.errors import InvalidArgument, Unavailable
 from mixtral_runtime.manifest import Manifest
+from mixtral_runtime.tensorrt_llm.bindings import check_installed
 from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.server.command import Address
+from mixtral_serving.server.exposure import Exposure
 
 SHM_NEEDED = 16 * 2**20  # bytes: five stubs take 1 MiB each at start and grow with the requests
 
@@ -17,11 +20,29 @@ def check_all(engine_dir: Path, config: Path | None, address: Address) -> Manife
     """Raises the first MixtralError; returns the engine's manifest."""
     manifest = Manifest.load(engine_dir)
     manifest.check_files(engine_dir)
-    if config is not None:
-        ServeConfig.load(config)
-    check_ports(address)
+    check_runtime(manifest)
+    check_ports(load_exposure(config).bind(address))
     check_shared_memory(Path("/dev/shm"))
     return manifest
+
+
+def check_runtime(manifest: Manifest) -> None:
+    """What can be known of the engine's library without loading it."""
+    if manifest.runtime == "tensorrt-llm":
+        check_installed(manifest)
+    if manifest.world_size > 1 and shutil.which("mpirun") is None:
+        raise Unavailable(
+            f"the engine was built for {manifest.world_size} GPUs, whose servers mpirun starts, and there is none on "
+            f"PATH; serve it in the container, or build it with TP=1"
+        )
+
+
+def load_exposure(config: Path | None) -> Exposure:
+    """What the settings open, with its files tried. Raises InvalidArgument."""
+    if config is None:
+        return Exposure()
+    settings = ServeConfig.load(config)
+    return Exposure.make(settings.tls, settings.admin, settings.plaintext, config.resolve().parent)
 
 
 def check_ports(address: Address) -> None:
@@ -31,19 +52,21 @@ def check_ports(address: Address) -> None:
         "--metrics-port": address.metrics_port,
         "--health-port": address.health_port,
     }
+    hosts = {"--http-port": address.http_host, "--metrics-port": address.metrics_host}
     if len(set(ports.values())) < len(ports):
         raise InvalidArgument(f"the ports {', '.join(map(str, ports.values()))} must differ")
     for option, port in ports.items():
+        host = hosts.get(option) or address.host
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((address.host, port))
+                probe.bind((host, port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise Unavailable(
                         f"port {port} is in use; stop what listens there or choose another with {option}"
                     ) from error
-                raise InvalidArgument(f"cannot listen on {address.host}:{port}: {error.strerror}") from error
+                raise InvalidArgument(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def check_shared_memory(folder: Path) -> None:

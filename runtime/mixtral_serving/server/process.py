@@ -9,17 +9,29 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import psutil
+
 from mixtral_runtime.errors import Internal
+from mixtral_runtime.manifest import Manifest
 from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.counters import ENVIRONMENT as COUNTERS
-from mixtral_serving.server.command import EXIT_TIMEOUT_S, Address, server_command, server_environment
-from mixtral_serving.server.installation import find_installation
+from mixtral_serving.server.admin_token import token_environment
+from mixtral_serving.server.command import (
+    EXIT_TIMEOUT_S,
+    Address,
+    mpirun_command,
+    server_command,
+    server_environment,
+    worker_command,
+)
+from mixtral_serving.server.installation import Installation, find_installation
+from mixtral_serving.server.local_http import open_local
 from mixtral_serving.server.log import LogRelay
+from mixtral_serving.server.preflight import load_exposure
 
 SHM = Path("/dev/shm")
 _READY_ANSWER_S = 2.0
@@ -40,8 +52,11 @@ class ServerProcess:
         log: IO[str] = sys.stderr,
         verbose: bool = False,
     ) -> None:
-        """`log`: where Triton's log goes, all of it when `verbose`, else what an operator should act on."""
-        self.address = address
+        """`log`: where Triton's log goes, all of it when `verbose`, else what an operator should act on.
+
+        Raises InvalidArgument for settings, or files that they name, that are wrong."""
+        self.exposure = load_exposure(config)
+        self.address = self.exposure.bind(address)
         self._repository = repository.resolve()
         self._engine_dir = engine_dir.resolve()
         self._config = config.resolve() if config else None
@@ -72,10 +87,12 @@ class ServerProcess:
         installation = find_installation(self._work_dir)
         self._counters = Counters(SHM / f"{self._shm_prefix}counters")
         python_bin = Path(sys.executable).parent
+        environment = server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
+        if self.exposure.token_file is not None:
+            environment |= token_environment(self.exposure.token_file, self._work_dir, environment)
         self.process = subprocess.Popen(
-            server_command(installation, self._repository, self.address, self._shm_prefix),
-            env=server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
-            | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
+            self._command(installation, Manifest.load(self._engine_dir).world_size),
+            env=environment | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
             cwd=self._work_dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -86,6 +103,16 @@ class ServerProcess:
         )
         assert self.process.stdout is not None
         self._relay = LogRelay(self.process.stdout, self._log, self._verbose)
+
+    def _command(self, installation: Installation, world_size: int) -> list[str]:
+        arguments = self.exposure.arguments()
+        server = server_command(installation, self._repository, self.address, self._shm_prefix, arguments)
+        if world_size == 1:
+            return server
+        prefixes = [f"{self._shm_prefix}rank{rank}-" for rank in range(1, world_size)]
+        return mpirun_command(
+            [server, *(worker_command(installation, self._repository, prefix) for prefix in prefixes)]
+        )
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Raises Internal when the server ends or is not ready in time."""
@@ -98,6 +125,7 @@ class ServerProcess:
                 reason = self._relay.failure or f"exit code {code}; start it with --verbose to see its log"
                 raise Internal(f"the server ended while starting: {reason}")
             if self.is_ready():
+                self._close_shared_memory()
                 return
             time.sleep(0.1)
         raise Internal(
@@ -121,36 +149,56 @@ class ServerProcess:
 
     def is_ready(self) -> bool:
         """What Triton says of itself, which leaves its stubs out. A server that stands still is not ready."""
-        url = f"http://{self.address.local_host}:{self.address.http_port}/v2/health/ready"
         try:
-            with urllib.request.urlopen(url, timeout=_READY_ANSWER_S) as answer:
+            with open_local(f"{self.address.local_http}/v2/health/ready", _READY_ANSWER_S) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+    def _close_shared_memory(self) -> None:
+        """Prompts will pass through it, and Triton makes it readable for every user, whatever the umask."""
+        for region in SHM.glob(f"{self._shm_prefix}*"):
+            region.chmod(0o600)
 
     def wait(self) -> int:
         assert self.process is not None
         return self.process.wait()
 
     def kill(self) -> None:
-        """The whole group, at once: what is broken is not asked to end."""
+        """The whole group and what descended from it, at once: what is broken is not asked to end. Of several ranks
+        each has a group of its own."""
         if self.process is not None:
+            for process in _descendants(self.process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        """Asks the server itself; its stubs end with it."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+        """Asks the server itself; its stubs end with it, and so do the ranks that work for it. mpirun is not asked: it
+        would kill them all a second later, whatever they are doing."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        leader = f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}"
+        for process in _descendants(self.process.pid):
+            with contextlib.suppress(psutil.Error):
+                if leader in process.cmdline():
+                    process.send_signal(number)
+                    return
+        self.process.send_signal(number)
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL for the whole group: a crashed server can hang in its own signal handler, and stubs
-        have been seen to outlive it."""
+        """SIGTERM, then SIGKILL for the whole group and what descended from it: a crashed server can hang in its own
+        signal handler, stubs have been seen to outlive it, and mpirun gives every rank a group of its own."""
         if self.process is not None:
+            descendants = _descendants(self.process.pid)
             self.signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_GRACE_S)
             self.kill()
+            for process in descendants:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self.process.wait()
         if self._counters is not None:
             self._counters.close()
@@ -160,3 +208,10 @@ class ServerProcess:
         if self._work_dir is not None:
             shutil.rmtree(self._work_dir, ignore_errors=True)
             self._work_dir = None
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []

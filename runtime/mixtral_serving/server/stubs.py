@@ -7,23 +7,21 @@ import psutil
 STUB = "triton_python_backend_stub"
 
 
-def live_stubs(server_pid: int) -> dict[str, int]:
-    """Process id of the stub of each model, by the model's name. A zombie is not alive. Empty without a server."""
+def live_stubs(pid: int) -> dict[int, str]:
+    """The model of each stub below a server, or below the mpirun of several, by the stub's process id.
+
+    A zombie is not alive. Empty without a server.
+    """
     try:
-        children = psutil.Process(server_pid).children()
+        below = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return {}
     found = {}
-    for child in children:
+    for process in below:
         try:
-            arguments = child.cmdline()
-            if child.status() != psutil.STATUS_ZOMBIE and arguments and Path(arguments[0]).name == STUB:
-                found[_model(arguments[1])] = child.pid
+            arguments = process.cmdline()
+            if process.status() != psutil.STATUS_ZOMBIE and arguments and Path(arguments[0]).name == STUB:
+                found[process.pid] = Path(arguments[1]).parent.parent.name  # REPOSITORY/MODEL/VERSION/model.py
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-def _model(path: str) -> str:
-    """REPOSITORY/MODEL/VERSION/model.py"""
-    return Path(path).parent.parent.name

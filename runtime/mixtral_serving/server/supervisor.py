@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.counters import Counter, Counters, Drain
@@ -23,7 +24,7 @@ class Watch:
 
     def __init__(self, server: ServerProcess, canary: Canary) -> None:
         self._server, self._canary = server, canary
-        self._stubs = frozenset(live_stubs(server.pid))
+        self._stubs = live_stubs(server.pid)
         now = time.monotonic()
         self._moved = {counter: (server.counters[counter], now) for counter in (Counter.PROGRESS, Counter.HANDLED)}
 
@@ -31,9 +32,10 @@ class Watch:
         counters = self._server.counters
         exit_code = self._server.poll()
         alive = live_stubs(self._server.pid)
+        dead = {model for pid, model in self._stubs.items() if pid not in alive}
         return Observation(
             exit_code=exit_code,
-            dead_stubs=() if exit_code is not None else tuple(sorted(self._stubs - alive.keys())),
+            dead_stubs=() if exit_code is not None else tuple(sorted(dead)),
             canary_waits_s=self._canary.waits_s(),
             canary_failures=self._canary.failures,
             engine_idle_s=self._idle_s(Counter.PROGRESS),
@@ -59,15 +61,14 @@ class Supervisor:
         start: Callable[[], ServerProcess],
         settings: SupervisionSettings,
         *,
-        check: Callable[[], object],
-        canary_url: str,
+        check: Callable[[ServerProcess], object],
         ready_timeout_s: float,
         drain_s: float,
         tell: Tell,
-        on_ready: Callable[[], object],
+        on_ready: Callable[[ServerProcess], object],
     ) -> None:
         self.health = Health()
-        self._start, self._settings, self._check, self._canary_url = start, settings, check, canary_url
+        self._start, self._settings, self._check = start, settings, check
         self._ready_timeout_s, self._drain_s = ready_timeout_s, drain_s
         self._tell, self._on_ready = tell, on_ready
         self._asked = threading.Event()
@@ -117,16 +118,13 @@ class Supervisor:
         with self._start() as server:
             self._server = server
             server.wait_until_ready(self._ready_timeout_s)
-            self._check()
-            timeout_s = self._settings.canary_timeout_s
-            canary = Canary(
-                lambda: ask_canary(self._canary_url, server.canary_id, timeout_s), self._settings.canary_interval_s
-            )
+            self._check(server)
+            canary = Canary(self._ask_canary(server), self._settings.canary_interval_s)
             watch = Watch(server, canary)
             if self._asked.is_set():
                 return None
             self.health.started, self.health.reasons = True, []
-            self._on_ready()
+            self._on_ready(server)
             canary.start()
             try:
                 while not self._asked.wait(WATCH_S):
@@ -141,6 +139,9 @@ class Supervisor:
                 canary.stop()
             self._drain(server.counters)
             return None
+
+    def _ask_canary(self, server: ServerProcess) -> Callable[[], None]:
+        return partial(ask_canary, server.address.local_http, server.canary_id, self._settings.canary_timeout_s)
 
     def _drain(self, counters: Counters) -> None:
         """Before Triton hears of it: once it is told to stop it refuses the next step of running requests too."""

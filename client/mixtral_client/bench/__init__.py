@@ -1,0 +1,1 @@
+"""The load generator behind `mixtral bench`: workloads, loads, measuring, and the result file."""

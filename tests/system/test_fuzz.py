@@ -1,0 +1,142 @@
+"""Random requests to every tensor of every model, over gRPC and HTTP, in batches at the same time.
+
+No crash, no hang, every reply a result or one clean error, and whoever asks something sound afterwards gets the same
+answer as before. `make fuzz` does it for longer, with other requests each time (MIXTRAL_FUZZ_S: seconds).
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from fuzz_calls import send
+from fuzz_cases import Case, WireTensor, cases, models
+from fuzz_verdict import fault
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from scrape import Scrape
+from system_server import Server, free_address, idle
+
+from mixtral_serving.server.installation import unsupported_platform
+from mixtral_serving.server.process import ServerProcess
+from mixtral_serving.server.self_test import self_test
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET_S = float(os.environ.get("MIXTRAL_FUZZ_S", "20"))
+AT_ONCE = 6
+HELD = ("requests_running", "requests_waiting", "streams_live", "kv_cache_blocks_used")
+
+
+class Target:
+    """The fuzzed server, with what is remembered of it while it was well."""
+
+    def __init__(self, process: ServerProcess) -> None:
+        assert process.process is not None
+        self.server = Server(process.address)
+        self._parent = psutil.Process(process.process.pid)
+        self._stubs = self.stubs()
+        self._answer = self.ask()
+
+    def stubs(self) -> list[int]:
+        """Process ids of the models that live."""
+        children = self._parent.children() if self._parent.is_running() else []
+        return sorted(child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE)
+
+    def ask(self) -> str:
+        return self.server.ask(text_input="Once upon a time", max_tokens=6, ignore_eos=True, stream=True).text
+
+    def check(self, sent: list[Case]) -> None:
+        assert self.stubs() == self._stubs, f"a process died of one of {sent}"
+        assert self.ask() == self._answer, f"others get another answer after {sent}"
+
+    def check_rest(self) -> None:
+        """Nothing is held when nothing is asked."""
+        self.server.wait_for_stats(idle)
+        deadline = time.monotonic() + 20
+        while True:
+            scrape = Scrape.read(f"http://127.0.0.1:{self.server.address.metrics_port}/metrics")
+            held = {name: value for name in HELD if (value := scrape.value(f"mixtral_{name}"))}
+            if not held:
+                return
+            assert time.monotonic() < deadline, held
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def target(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A server of its own: whatever happens to it, the other tests keep theirs."""
+    if reason := unsupported_platform():
+        pytest.skip(reason)
+    log_path = tmp_path_factory.mktemp("fuzz") / "log"
+    with (
+        log_path.open("w") as log,
+        ServerProcess(ROOT / "model_repository", engine_dir, free_address(), log=log) as process,
+    ):
+        process.wait_until_ready(120)
+        self_test(process.address)
+        yield Target(process)
+
+
+def test_no_request_harms_the_server_or_others(target: Target) -> None:
+    end = time.monotonic() + BUDGET_S
+    opened: set[int] = set()
+
+    @settings(
+        max_examples=max(1, int(BUDGET_S) * 20),
+        derandomize="MIXTRAL_FUZZ_S" not in os.environ,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # a crash cannot be tried again on the same server
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(cases(), min_size=AT_ONCE, max_size=AT_ONCE))
+    def fuzz(batch: list[Case]) -> None:
+        if time.monotonic() > end:
+            return
+        opened.update(streams_of(batch))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            replies = list(pool.map(lambda case: send(target.server, case), batch))
+        for case, reply in zip(batch, replies, strict=True):
+            wrong = fault(case, reply)
+            assert wrong is None, f"{wrong}\n{case}\n{reply}"
+        target.check(batch)
+
+    fuzz()
+    for stream_id in opened:
+        assert send(target.server, end_of_stream(stream_id)) is not None
+    target.check_rest()
+
+
+def streams_of(batch: list[Case]) -> set[int]:
+    """Streams that a direct call of `postprocessing` may have begun: whoever begins one there has to end it."""
+    named = [tensor for case in batch for tensor in case.tensors if tensor.name == "STREAM_ID"]
+    return {value for tensor in named for value in tensor.values if isinstance(value, int) and 0 <= value < 2**64}
+
+
+def end_of_stream(stream_id: int) -> Case:
+    return Case(
+        "unary",
+        "postprocessing",
+        (
+            WireTensor("TOKENS_BATCH", "INT32", (1, 1, 1), (300,)),
+            WireTensor("SEQUENCE_LENGTH", "INT32", (1, 1), (1,)),
+            WireTensor("STREAM_ID", "UINT64", (1, 1), (stream_id,)),
+            WireTensor("FINISH_REASON", "BYTES", (1, 1), (b"length",)),
+        ),
+    )
+
+
+def test_every_tensor_of_every_model_is_fuzzed() -> None:
+    seen: set[tuple[str, str]] = set()
+
+    @settings(max_examples=1500, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(cases())
+    def collect(case: Case) -> None:
+        seen.update((case.model, tensor.name) for tensor in case.tensors)
+
+    collect()
+    missing = {(model.name, name) for model in models().values() for name in model.inputs} - seen
+    assert not missing
