@@ -31,7 +31,7 @@ CONTAINER_FLAGS ?=
 CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
-.PHONY: help demo engine serve stream test test-external lint format docs bench bench-build bench-peers clean \
+.PHONY: help demo engine serve stream test test-external lint format docs bench bench-build bench-peers bench-streaming clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -109,6 +109,9 @@ bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed b
 bench-peers: $(READY)  ## Measure our server beside transformers, llama.cpp (built on first use) and vLLM on a GPU.
 	@$(BIN)python3 -c 'import llama_cpp' 2>/dev/null || benchmarks/peers/install.sh $(BIN)python3
 	@PYTHONPATH=benchmarks $(BIN)python3 -m peers.run $(PEERS_FLAGS)
+
+bench-streaming: $(READY)  ## Measure the streaming path on the synthetic engine, beside a plain ensemble.
+	@PYTHONPATH=benchmarks/synthetic $(BIN)python benchmarks/streaming.py
 
 clean:  ## Remove environment, engines, checkpoints and caches. Sources, `build/` among them, stay.
 	rm -rf .venv .tools engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis

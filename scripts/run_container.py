@@ -22,7 +22,7 @@ IMAGE = "mixtral-triton:latest"
 SHM_SIZE = "1g"  # stubs exchange tensors there, and NCCL between GPUs; a container has 64 MiB if nothing is said
 STACK_BYTES = 64 * 2**20
 STOP_TIMEOUT_S = 60  # longer than the server takes to finish what it has begun
-INSIDE_PORTS = (8000, 8001, 8002)  # HTTP, gRPC, metrics
+INSIDE_PORTS = (8000, 8001, 8002, 8003)  # HTTP, gRPC, metrics, health
 
 
 class UsageError(Exception):
@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--image", default=IMAGE)
     result.add_argument("--gpus", type=int, default=1, metavar="N", help="how many; CUDA_VISIBLE_DEVICES says which")
     result.add_argument("--publish", default="127.0.0.1", metavar="ADDRESS", help="of this machine, for the ports")
-    result.add_argument("--ports", default=INSIDE_PORTS, type=_ports, metavar="HTTP,GRPC,METRICS")
+    result.add_argument("--ports", default=INSIDE_PORTS, type=_ports, metavar="HTTP,GRPC,METRICS,HEALTH")
     result.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR")
     result.add_argument("--config", type=Path, metavar="FILE", help="settings to serve with; its folder is mounted")
     commands = result.add_subparsers(dest="action", required=True)

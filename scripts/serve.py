@@ -6,15 +6,17 @@ Example: python scripts/serve.py --engine engines/default
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from mixtral_runtime.errors import MixtralError
+from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.server.command import Address
+from mixtral_serving.server.health import HealthEndpoint
 from mixtral_serving.server.preflight import check_all
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test, server_version
+from mixtral_serving.server.supervisor import Supervisor
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 PORT = click.IntRange(1, 65535)
@@ -27,6 +29,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--http-port", default=8000, show_default=True, type=PORT)
 @click.option("--grpc-port", default=8001, show_default=True, type=PORT)
 @click.option("--metrics-port", default=8002, show_default=True, type=PORT)
+@click.option("--health-port", default=8003, show_default=True, type=PORT, help="Port of /live, /startup and /ready.")
 @click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
 @click.option("--ready-timeout", default=600.0, show_default=True, help="Seconds until the server must be ready.")
 def main(
@@ -36,45 +39,40 @@ def main(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    health_port: int,
     verbose: bool,
     ready_timeout: float,
 ) -> None:
-    address = Address(host, http_port, grpc_port, metrics_port)
+    address = Address(host, http_port, grpc_port, metrics_port, health_port)
     try:
         manifest = check_all(engine_dir, config, address)
-        server = ServerProcess(REPOSITORY, engine_dir, address, config, verbose=verbose)
-        sys.exit(serve(server, ready_timeout, f"{manifest.runtime} engine {engine_dir}"))
+        settings = ServeConfig.load(config) if config else ServeConfig()
+
+        def new_server() -> ServerProcess:
+            return ServerProcess(REPOSITORY, engine_dir, address, config, verbose=verbose)
+
+        def announce(server: ServerProcess) -> None:
+            if warning := server.exposure.crash_warning(server.address, server_version(server.address)):
+                click.echo(f"warning: {warning}", err=True)
+            open_ports = server.exposure.describe(server.address)
+            click.echo(f"ready: {manifest.runtime} engine {engine_dir}, {open_ports}, health {host}:{health_port}")
+
+        supervisor = Supervisor(
+            new_server,
+            settings.supervision,
+            check=lambda server: self_test(server.address, server.exposure),
+            ready_timeout_s=ready_timeout,
+            drain_s=settings.engine.drain_s,
+            tell=lambda line: click.echo(line, err=True),
+            on_ready=announce,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: supervisor.stop())
+        with HealthEndpoint(host, health_port, supervisor.health):
+            sys.exit(supervisor.run())
     except MixtralError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-
-
-def serve(server: ServerProcess, ready_timeout: float, what: str) -> int:
-    """Returns the exit code: 0 after a stop that was asked for, 1 when the server ended by itself."""
-    asked: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        server.signal(signal.SIGTERM)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
-    with server:
-        try:
-            server.wait_until_ready(ready_timeout)
-            self_test(server.address, server.exposure)
-        except MixtralError:
-            if asked:
-                return 0
-            raise
-        if warning := server.exposure.crash_warning(server.address, server_version(server.address)):
-            click.echo(f"warning: {warning}", err=True)
-        click.echo(f"ready: {what}, {server.exposure.describe(server.address)}")
-        code = server.wait()
-    if asked:
-        return 0
-    click.echo(f"error: the server ended by itself, exit code {code}", err=True)
-    return 1
 
 
 if __name__ == "__main__":

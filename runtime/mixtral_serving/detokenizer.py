@@ -1,5 +1,6 @@
 """What `postprocessing` does: engine responses in, the client's responses out, one for one and in order."""
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,10 @@ from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
 
 MAX_STOPS = 64
+# Whether the client is gone is a question to the server that costs as much as all other work on a response. So it is
+# asked so often per stream, and so many times a second in all.
+CANCEL_CHECK_S = 0.1
+CANCEL_CHECKS_PER_S = 400
 
 
 @dataclass(slots=True)
@@ -19,15 +24,18 @@ class _Stream:
     text: TextStream
     cum_log_prob: float = 0.0
     begun: bool = False
+    checked_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
 class Reply:
-    """outputs: tensors by name. stop: the engine should end this stream. ended: nothing more will come for it."""
+    """outputs: tensors by name. stop: the engine should end this stream. ended: nothing more will come for it. check:
+    it is time to ask whether the client is still there."""
 
     outputs: dict[str, Array] = field(default_factory=dict)
     stop: bool = False
     ended: bool = False
+    check: bool = False
 
 
 class Detokenizer:
@@ -44,15 +52,15 @@ class Detokenizer:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def handle(self, stream_id: int | None, inputs: Tensors) -> Reply:
-        """One response of the engine. Raises the engine's error when the response carries one."""
+    def handle(self, stream_id: int | None, inputs: Tensors, ids: list[int]) -> Reply:
+        """One response of the engine: its token ids, and what else it carries. Raises the engine's error when that is
+        among it."""
         stream = self._stream(stream_id, inputs)
         finish_reason = inputs.one("FINISH_REASON")
         if (error := inputs.one("STREAM_ERROR")) is not None:
             self.drop(stream_id)
             raise unpack_error(error.decode())
         was_stopped = stream.text.stopped
-        ids = _token_ids(inputs)
         piece = stream.text.push(ids, final=finish_reason is not None)
         text = piece.text
         if not stream.begun:
@@ -71,7 +79,15 @@ class Detokenizer:
                 reply.outputs["finish_reason"] = np.array([[finish_reason]], np.object_)
         if reply.ended:
             self.drop(stream_id)
+        elif not reply.stop:
+            reply.check = self._is_check_due(stream, time.monotonic())
         return reply
+
+    def _is_check_due(self, stream: _Stream, now: float) -> bool:
+        if now - stream.checked_at < max(CANCEL_CHECK_S, len(self) / CANCEL_CHECKS_PER_S):
+            return False
+        stream.checked_at = now
+        return True
 
     def drop(self, stream_id: int | None) -> None:
         """Forgets a stream; harmless when it is not there."""
@@ -79,7 +95,7 @@ class Detokenizer:
             self._streams.pop(stream_id, None)
 
     def _stream(self, stream_id: int | None, inputs: Tensors) -> _Stream:
-        packed = inputs.one("STREAM_CONTEXT")
+        packed = inputs.array("STREAM_CONTEXT")
         if packed is None and stream_id is not None and (known := self._streams.get(stream_id)):
             return known
         context = StreamContext([], [], return_output_ids=True) if packed is None else StreamContext.unpack(packed)
@@ -99,7 +115,7 @@ class Detokenizer:
             outputs["prompt_log_probs"] = prompt_log_probs
         if count and (input_tokens := inputs.array("NUM_INPUT_TOKENS")) is not None:
             outputs["num_input_tokens"] = input_tokens
-        if count and "NUM_OUTPUT_TOKENS" in inputs:
+        if count and stream.context.return_num_output_tokens:
             outputs["num_output_tokens"] = np.array([[count]], np.int32)
         if (log_probs := inputs.array("OUTPUT_LOG_PROBS")) is not None:
             cut = log_probs[:, :, :count]  # [1, beams, tokens]
@@ -109,12 +125,3 @@ class Detokenizer:
         for name in ("top_token_ids", "top_token_log_probs"):
             if (alternatives := inputs.array(name.upper())) is not None:
                 outputs[name] = alternatives[:, :count]  # [1, tokens, alternatives]
-
-
-def _token_ids(inputs: Tensors) -> list[int]:
-    tokens = inputs.array("TOKENS_BATCH")
-    if tokens is None or tokens.size == 0:
-        return []
-    ids: list[int] = tokens.reshape(-1).tolist()
-    length = inputs.one("SEQUENCE_LENGTH", len(ids))
-    return ids[:length]

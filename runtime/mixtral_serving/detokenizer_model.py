@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from mixtral_runtime.engine import FinishReason
-from mixtral_runtime.errors import MixtralError
+from mixtral_runtime.errors import InvalidArgument, MixtralError
+from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
+from mixtral_serving.stream_chunk import unpack_chunk
+from mixtral_serving.tensors import Tensors
 from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
 from mixtral_serving.vocabulary import Vocabulary
 
@@ -25,13 +28,19 @@ class DetokenizerModel:
         # A stop request waits for the engine model, so it must not hold up the one instance of this model.
         self._stopper = ThreadPoolExecutor(1, thread_name_prefix="stopper")
         self._stopping: set[int] = set()
+        self._counters = Counters.of_server()
 
     def answer(self, request: Any) -> Any:
         """Exactly one response per request, in order: the server matches them by number."""
-        inputs = read(request)
-        stream_id: int | None = inputs.one("STREAM_ID")
+        stream_id: int | None = None
         try:
-            reply = self._detokenizer.handle(stream_id, inputs)
+            inputs = read(request)
+            if (chunk := inputs.array("STREAM_CHUNK")) is not None:
+                self._counters[Counter.HANDLED] += 1
+                stream_id, token_ids = unpack_chunk(chunk)
+            else:
+                stream_id, token_ids = inputs.one("STREAM_ID"), _token_ids(inputs)
+            reply = self._detokenizer.handle(stream_id, inputs, token_ids)
         except Exception as error:
             if not isinstance(error, MixtralError):
                 log.exception("a response could not be decoded")
@@ -41,7 +50,7 @@ class DetokenizerModel:
             return error_response(as_mixtral_error(error))
         if reply.ended:
             self._forget(stream_id)
-        elif reply.stop or request.is_cancelled():
+        elif reply.stop or (reply.check and request.is_cancelled()):
             self._stop(stream_id, FinishReason.STOP if reply.stop else FinishReason.CANCELLED)
         return response(reply.outputs)
 
@@ -58,6 +67,16 @@ class DetokenizerModel:
     def _forget(self, stream_id: int | None) -> None:
         if stream_id is not None:
             self._stopping.discard(stream_id)
+
+
+def _token_ids(inputs: Tensors) -> list[int]:
+    """NVIDIA's inputs, of whoever calls this model by itself."""
+    tokens = inputs.array("TOKENS_BATCH")
+    if tokens is None:
+        raise InvalidArgument("TOKENS_BATCH is missing")
+    ids: list[int] = tokens.reshape(-1).tolist()
+    length: int = inputs.one("SEQUENCE_LENGTH", len(ids))
+    return ids[: max(length, 0)]
 
 
 def _stop_engine(stream_id: int, reason: FinishReason) -> None:

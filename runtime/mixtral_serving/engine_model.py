@@ -2,16 +2,19 @@
 
 import json
 import logging
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from mixtral_runtime.engine import Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import InvalidArgument, MixtralError
+from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_metrics import EngineMetrics
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.metrics import Registry
+from mixtral_serving.stream_chunk import pack_chunk
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
@@ -26,8 +29,9 @@ class EngineModel:
         self._engine = engine
         self._end_id = end_id
         self._metrics = EngineMetrics(registry)
-        self._streams = Streams(engine, respond, self._metrics)
+        self._streams = Streams(engine, respond, self._metrics, Counters.of_server())
         self._metrics.start(engine.stats, self._streams.__len__)
+        self._canary_id = os.environ.get(CANARY_ID)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -57,7 +61,9 @@ class EngineModel:
             sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
             return
         request, flags = engine_request(inputs, self._end_id)
-        stream = Stream(sender, request_id, flags, request.streaming, inputs.one("stream_context"))
+        if request_id and request_id == self._canary_id:
+            request = replace(request, priority=1.0)
+        stream = Stream(sender, request_id, flags, request.streaming, inputs.array("stream_context"))
         if not request.sampling.greedy:
             stream.seed = request.sampling.seed
         self._streams.submit(request, stream)
@@ -96,13 +102,17 @@ def respond(stream: Stream, output: Output | None) -> Any:
 
 def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
     ids = [] if output is None else output.token_ids
-    tensors: dict[str, Array] = {
-        "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
-        "sequence_length": np.array([[len(ids)]], np.int32),
-        "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
-    }
-    if stream.sent == 0 and stream.context is not None:
-        tensors["STREAM_CONTEXT"] = np.array([[stream.context]], np.object_)
+    tensors: dict[str, Array]
+    if stream.context is None:
+        tensors = {
+            "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
+            "sequence_length": np.array([[len(ids)]], np.int32),
+            "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
+        }
+    else:
+        tensors = {"STREAM_CHUNK": pack_chunk(stream.stream_id, ids)}
+        if stream.sent == 0:
+            tensors["STREAM_CONTEXT"] = stream.context
     if stream.sent == 0 and stream.seed is not None:
         tensors["used_seed"] = np.array([[stream.seed]], np.uint64)
     if output is None:
@@ -113,7 +123,7 @@ def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
         tensors["finish_reason"] = np.array([[output.finish_reason.value.encode()]], np.object_)
     if ids and stream.flags.num_input_tokens:
         tensors["num_input_tokens"] = np.array([[output.counts.input_tokens]], np.int32)
-    if ids and stream.flags.num_output_tokens:
+    if ids and stream.flags.num_output_tokens and stream.context is None:
         tensors["num_output_tokens"] = np.array([[len(ids)]], np.int32)
     if output.log_probs is not None:
         tensors["output_log_probs"] = np.array([[output.log_probs]], np.float32)

@@ -139,14 +139,14 @@ def _end_id(inputs: Tensors, default: int | None) -> int | None:
 
 
 def refuse_unsupported(inputs: Tensors) -> None:
-    for name, neutral in NEUTRAL_VALUES.items():
-        if (array := inputs.array(name)) is not None:
+    for name in inputs.names():
+        array = inputs.array(name)
+        assert array is not None
+        if (neutral := NEUTRAL_VALUES.get(name)) is not None:
             check_single_row(name, array)
             value = inputs.one(name)
             if value not in neutral:
                 allowed = " or ".join(f"{allowed:g}" for allowed in neutral)
                 raise InvalidArgument(f"{name} is {value:g}, this engine supports only {allowed}")
-    for name in UNSUPPORTED_DATA:
-        array = inputs.array(name)
-        if array is not None and array.size > 0:
+        elif name in UNSUPPORTED_DATA and array.size > 0:
             raise InvalidArgument(f"{name} was given, this engine does not support it")

@@ -34,25 +34,28 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array
     stops = [stop for stop in inputs.texts("stop_words") if stop]
     if len(stops) > MAX_STOPS:
         raise InvalidArgument(f"there are {len(stops)} stop words, the limit is {MAX_STOPS}")
-    end_id = inputs.one("end_id", -1)
-    pad_id = inputs.one("pad_id", -1)
     context = StreamContext(
         prompt_tail=prompt.ids[-_TAIL_TOKENS:],
         stops=stops,
         prompt_text=None if inputs.flag("exclude_input_in_output", True) else prompt.text,
         strip_space=prompt.strip_space,
         return_output_ids=inputs.flag("return_output_ids"),
+        return_num_output_tokens=inputs.flag("return_num_output_tokens"),
     )
-    return {
+    outputs = {
         "INPUT_ID": np.array([prompt.ids], np.int32),
         "REQUEST_INPUT_LEN": np.array([[len(prompt.ids)]], np.int32),
         "REQUEST_OUTPUT_LEN": np.array([[inputs.required("max_tokens")]], np.int32),
-        "STOP_WORDS_IDS": pack_words(builder.encode_words(stops)),
-        "BAD_WORDS_IDS": pack_words(builder.encode_words(inputs.texts("bad_words"))),
-        "OUT_END_ID": np.array([[builder.end_id if end_id < 0 else end_id]], np.int32),
-        "OUT_PAD_ID": np.array([[builder.pad_id if pad_id < 0 else pad_id]], np.int32),
-        "STREAM_CONTEXT": np.array([[context.pack()]], np.object_),
+        "STREAM_CONTEXT": context.pack(),
     }
+    # A tensor that says nothing is left out: each costs the time to the first token some 20 microseconds.
+    for name, words in (("STOP_WORDS_IDS", stops), ("BAD_WORDS_IDS", inputs.texts("bad_words"))):
+        if words:
+            outputs[name] = pack_words(builder.encode_words(words))
+    for name in ("end_id", "pad_id"):
+        if (value := inputs.one(name, -1)) >= 0:
+            outputs[f"OUT_{name.upper()}"] = np.array([[value]], np.int32)
+    return outputs
 
 
 def build_prompt(builder: PromptBuilder, inputs: Tensors) -> Prompt:

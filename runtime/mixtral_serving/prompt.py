@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
-from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
+from mixtral_runtime.tokenizer import encode_prompt, encode_text, load_tokenizer
 from mixtral_serving.vocabulary import Vocabulary
 
 ROLES = ("system", "user", "assistant")
@@ -58,7 +58,7 @@ class PromptBuilder:
         except TemplateError as error:
             raise InvalidArgument(f"the chat template refuses these messages: {error}") from error
         assert isinstance(text, str)
-        return Prompt(self._encode(text), text, strip_space=True)
+        return Prompt(encode_text(self.tokenizer, text), text, strip_space=True)
 
     def from_ids(self, ids: list[int]) -> Prompt:
         """A tokenised prompt is taken as it is."""
@@ -72,11 +72,7 @@ class PromptBuilder:
 
     def encode_words(self, words: list[str]) -> list[list[int]]:
         """Stop or bad words as token lists, without special tokens; empty words are no words."""
-        return [self._encode(word) for word in words if word]
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return [encode_text(self.tokenizer, word) for word in words if word]
 
 
 def parse_messages(messages_json: str) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.settings import check_range, read_settings, refuse_unknown_keys
 from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 from mixtral_serving.server.exposure import AdminSettings, PlaintextSettings, TlsSettings
+from mixtral_serving.server.supervision import SupervisionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ServeConfig:
     `mixtral_runtime.settings` reads it, and is added here with one line."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
+    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
     tensorrt_llm: TensorRtLlmSettings = field(default_factory=TensorRtLlmSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)

@@ -1,7 +1,7 @@
-"""The live streams of the engine model: one thread polls the engine and answers, so the step loop never waits.
+"""The live streams of the engine model: one thread takes what the engine made and sends it; the step loop never waits.
 
-While this thread sends, the engine goes on and merges what it produces, so a path that lags gets fewer and larger
-responses by itself.
+What it cannot send yet, because it is busy or the window is full, waits in one entry per stream: a path that lags gets
+fewer and larger responses by itself.
 """
 
 import logging
@@ -9,16 +9,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mixtral_runtime.engine import Counts, Engine, FinishReason, Output, Request
-from mixtral_runtime.errors import Internal
+from mixtral_runtime.errors import Internal, Unavailable
+from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_metrics import EngineMetrics, Timeline
 from mixtral_serving.engine_request import ResponseFlags
+from mixtral_serving.pending import Pending
+from mixtral_serving.tensors import Array
+from mixtral_serving.window import Window
 
 HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response shows a cancel
 _POLL_S = 0.1
+_SENDS_BETWEEN_POLLS = 8
+_WINDOW_PAUSE_S = 0.0005  # about two responses of the path
+_STOPPING = Unavailable("the server is shutting down")
 _FAILURE = Internal("a response could not be made, see the log")
 
 log = logging.getLogger(__name__)
@@ -34,13 +41,14 @@ class ResponseSender(Protocol):
 @dataclass(slots=True)
 class Stream:
     """One request being answered. context: travels on the first response; only requests of the ensemble have one.
-    seed: of its sampling, told on the first response; None when greedy."""
+    interval: tokens per response, at least. seed: of its sampling, told on the first response; None when greedy."""
 
     sender: ResponseSender
     request_id: str
     flags: ResponseFlags
     streaming: bool
-    context: bytes | None
+    context: Array | None
+    interval: int = 1
     seed: int | None = None
     stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
     timeline: Timeline = field(default_factory=Timeline)
@@ -52,10 +60,19 @@ class Streams:
     """Submits requests to the engine and sends what it returns. `respond(stream, output)` makes Triton's response;
     without an output it is an empty one. Senders are used by the one thread of this object alone."""
 
-    def __init__(self, engine: Engine, respond: Callable[[Stream, Output | None], Any], metrics: EngineMetrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        respond: Callable[[Stream, Output | None], Any],
+        metrics: EngineMetrics,
+        counters: Counters,
+    ) -> None:
         self._engine = engine
         self._respond = respond
         self._metrics = metrics
+        self._counters = counters
+        self._window = Window(counters)
+        self._pending = Pending()
         self._live: dict[int, Stream] = {}  # by engine id
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -67,8 +84,11 @@ class Streams:
 
     def submit(self, request: Request, stream: Stream) -> None:
         """Raises what the engine raises; then the stream is not live and the caller still owns its sender."""
+        if self._counters[Counter.DRAIN] != Drain.NONE:
+            raise _STOPPING
         with self._lock:  # an output may be polled before the id is known here
             self._live[self._engine.submit(request)] = stream
+            self._counters[Counter.LIVE] = len(self._live)
         self._metrics.accepted()
 
     def stop(
@@ -98,21 +118,39 @@ class Streams:
         self._thread.join()
 
     def _run(self) -> None:
+        tended = time.monotonic()
         while True:
             closing = self._closing.is_set()
-            outputs = self._engine.poll(_POLL_S)
-            for output in outputs:
-                self._deliver(output)
-            if closing and not outputs:
+            outputs = self._engine.poll(0.0 if self._pending else _POLL_S)
+            self._take(outputs)
+            self._send_pending()
+            if closing and not outputs and not self._pending:
                 return
-            self._tend()
+            if (now := time.monotonic()) - tended >= _POLL_S:
+                tended = now
+                self._tend(now)
 
-    def _deliver(self, output: Output) -> None:
+    def _take(self, outputs: list[Output]) -> None:
         with self._lock:
-            stream = self._live.get(output.id)
-            if output.final:
-                self._live.pop(output.id, None)
-        if stream is not None:  # None: it was given up, and the engine was still ending it
+            for output in outputs:
+                if (stream := self._live.get(output.id)) is not None:  # None: it was given up, the engine was ending it
+                    self._pending.add(output, stream.interval)
+
+    def _send_pending(self) -> None:
+        """A few at a time: what the engine makes meanwhile joins those that still wait."""
+        for _ in range(_SENDS_BETWEEN_POLLS):
+            if not self._pending:
+                return
+            if not self._window.is_open(time.monotonic()):
+                time.sleep(_WINDOW_PAUSE_S)
+                return
+            output = self._pending.take()
+            with self._lock:
+                stream = self._live[output.id]
+                if output.final:
+                    self._forget(output.id)
+            if output.finish_reason is FinishReason.CANCELLED and self._counters[Counter.DRAIN] == Drain.END:
+                output = replace(output, finish_reason=FinishReason.ERROR, error=_STOPPING)
             self._send(output.id, stream, output)
 
     def _send(self, engine_id: int, stream: Stream, output: Output | None) -> None:
@@ -128,10 +166,13 @@ class Streams:
                 self._metrics.answered(stream.timeline, output, stream.streaming)
         stream.sent += 1
         stream.last_sent = time.monotonic()
+        if stream.context is not None:
+            self._window.sent()
 
     def _give_up(self, engine_id: int, stream: Stream) -> None:
         with self._lock:
-            self._live.pop(engine_id, None)
+            self._forget(engine_id)
+        self._pending.drop(engine_id)
         self._engine.cancel(engine_id)
         failure = Output(engine_id, [], Counts(0, 0), final=True, finish_reason=FinishReason.ERROR, error=_FAILURE)
         try:
@@ -140,13 +181,20 @@ class Streams:
             log.exception("nor could its error")
         self._metrics.answered(stream.timeline, failure, stream.streaming)
 
-    def _tend(self) -> None:
+    def _forget(self, engine_id: int) -> None:
+        self._live.pop(engine_id, None)
+        self._counters[Counter.LIVE] = len(self._live)
+
+    def _tend(self, now: float) -> None:
         """Heartbeats for silent streams of the ensemble, whose cancel only `postprocessing` sees; requests made to
         the engine model itself are asked here."""
-        now = time.monotonic()
+        self._counters[Counter.PROGRESS] = self._engine.stats().steps
         with self._lock:
             live = list(self._live.items())
+        ending = self._counters[Counter.DRAIN] == Drain.END
         for engine_id, stream in live:
+            if ending:
+                self._engine.cancel(engine_id)
             if stream.context is None:
                 if stream.sender.is_cancelled():
                     self._engine.cancel(engine_id)

@@ -21,6 +21,9 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
+    def names(self) -> set[str]:
+        return set(self._arrays)
+
     def renamed(self, rename: Callable[[str], str]) -> "Tensors":
         return Tensors({rename(name): array for name, array in self._arrays.items()})
 
@@ -48,7 +51,8 @@ class Tensors:
         if array is None:
             return None
         check_single_row(name, array)
-        return [int(i) for i in array.reshape(-1)]
+        ids: list[int] = array.reshape(-1).tolist()
+        return ids
 
     def text(self, name: str) -> str | None:
         """One string, or None. Raises InvalidArgument when it is not UTF-8 or there are several."""

@@ -51,10 +51,10 @@ def serve_and_ask(workplace: Workplace, engine_dir: Path, texts: list[str]) -> O
 @contextlib.contextmanager
 def _server(workplace: Workplace, engine_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A running `scripts/serve.py` and the URL of its gRPC port; killed on the way out if it still runs."""
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics, health = _free_ports(4)
     log = workplace.folder / "serve.log"
     command = [sys.executable, ROOT / "scripts" / "serve.py", "--engine", engine_dir, "--http-port", http]
-    command += ["--grpc-port", grpc, "--metrics-port", metrics, "--ready-timeout", READY_TIMEOUT_S]
+    command += ["--grpc-port", grpc, "--metrics-port", metrics, "--health-port", health, "--ready-timeout", READY_TIMEOUT_S]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             list(map(str, command)),

@@ -208,7 +208,7 @@ def launch_lines() -> list[list[str]]:
         if preset == "throughput":
             command += ["--config", "/config/throughput.toml"]
             volumes.append((Path("/srv/mixtral-triton/deploy"), "/config", True))
-        publish = ("127.0.0.1", (8000, 8001, 8002))
+        publish = ("127.0.0.1", (8000, 8001, 8002, 8003))
         container = Container("mixtral-triton:latest", tuple(command), tuple(volumes), publish=publish)
         found.append(run_command(container, "docker"))
     return found
@@ -220,7 +220,7 @@ def test_launch_command_lines_are_what_would_be_run(tmp_path: Path) -> None:
     # And those are made as `make container-serve` makes them.
     (tmp_path / "manifest.json").write_text("{}")
     settings = ROOT / "deploy" / "throughput.toml"
-    publish = ("127.0.0.1", (8000, 8001, 8002))
+    publish = ("127.0.0.1", (8000, 8001, 8002, 8003))
     made = serve_container("mixtral-triton:latest", tmp_path, ("0",), "1000:1000", publish, [], settings)
     line = shlex.join(run_command(made, "docker")).replace(f"{ROOT}/deploy", "/srv/mixtral-triton/deploy")
     name = "mixtral-fp8-throughput"

@@ -1,4 +1,4 @@
-"""The images' health check: 0 when Triton answers that it is ready, else 1."""
+"""The images' health check: 0 when the launcher answers that the server is ready, else 1."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "healthcheck.py"
 
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """A server's port that gives this status for Triton's readiness."""
+    """A server's port that gives this status for the launcher's readiness."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/v2/health/ready" else 404)
+            self.send_response(status if self.path == "/ready" else 404)
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
@@ -35,14 +35,14 @@ def answering(status: int) -> Iterator[int]:
 
 
 def check(port: int) -> tuple[int, str]:
-    environment = os.environ | {"MIXTRAL_HTTP_PORT": str(port)}
+    environment = os.environ | {"MIXTRAL_HEALTH_PORT": str(port)}
     done = subprocess.run([sys.executable, SCRIPT], env=environment, capture_output=True, text=True, timeout=30)
     assert done.stderr == ""
     return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (400, 1), (503, 1)])
-def test_what_triton_answers_decides(status: int, code: int) -> None:
+def test_what_the_launcher_answers_decides(status: int, code: int) -> None:
     with answering(status) as port:
         assert check(port) == (code, f"127.0.0.1:{port} answers {status}\n")
 

@@ -69,7 +69,7 @@ def test_images_serve_all_their_interfaces_as_an_ordinary_user_and_say_whether_t
     assert '"--host", "0.0.0.0"' in last["CMD"]
     assert last["USER"] == "1000:1000"
     assert last["HEALTHCHECK"].endswith('CMD ["python3", "/opt/mixtral-triton/deploy/healthcheck.py"]')
-    assert last["EXPOSE"] == "8000 8001 8002"
+    assert last["EXPOSE"] == "8000 8001 8002 8003"
     assert last["STOPSIGNAL"] == "SIGTERM"
 
 
@@ -100,7 +100,7 @@ def test_what_serving_needs_goes_into_an_image_and_nothing_else(tmp_path: Path) 
 
 def test_compose_publishes_to_this_machine_alone(services: dict[str, Any]) -> None:
     for name in ("mixtral", "mixtral-cpu"):
-        assert services[name]["ports"] == ["127.0.0.1:8000:8000", "127.0.0.1:8001:8001", "127.0.0.1:8002:8002"]
+        assert services[name]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002, 8003)]
     assert "ports" not in services["build"]
 
 

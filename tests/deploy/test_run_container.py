@@ -16,7 +16,7 @@ SERVED = Container(
     command=("python3", "scripts/serve.py", "--engine", "engines/x", "--host", "0.0.0.0"),
     volumes=((Path("/data/engines/x"), "/engines/x", True),),
     user="1001:1002",
-    publish=("127.0.0.1", (8000, 8001, 8002)),
+    publish=("127.0.0.1", (8000, 8001, 8002, 8003)),
 )
 
 
@@ -37,6 +37,7 @@ def test_the_whole_line() -> None:
         *("--publish", "127.0.0.1:8000:8000"),
         *("--publish", "127.0.0.1:8001:8001"),
         *("--publish", "127.0.0.1:8002:8002"),
+        *("--publish", "127.0.0.1:8003:8003"),
         "mixtral-triton:latest",
         *("python3", "scripts/serve.py", "--engine", "engines/x", "--host", "0.0.0.0"),
     ]
@@ -98,9 +99,9 @@ def test_building_from_outside(demo_model: Path, tmp_path: Path) -> None:
 
 def test_serving_from_outside(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    arguments = ("--dry-run", "--publish", "0.0.0.0", "--ports", "9000,9001,9002", "serve", tmp_path, "--verbose")
+    arguments = ("--dry-run", "--publish", "0.0.0.0", "--ports", "9000,9001,9002,9003", "serve", tmp_path, "--verbose")
     line = call(*arguments).stdout
-    assert "--publish 0.0.0.0:9000:8000 --publish 0.0.0.0:9001:8001 --publish 0.0.0.0:9002:8002" in line
+    assert "--publish 0.0.0.0:9000:8000 --publish 0.0.0.0:9001:8001 --publish 0.0.0.0:9002:8002 --publish 0.0.0.0:9003:8003" in line
     assert line.endswith(f"scripts/serve.py --engine engines/{tmp_path.name} --host 0.0.0.0 --verbose\n")
 
 

@@ -96,7 +96,7 @@ REQUIRED = {
     "unary": set(),
     "preprocessing": set(),
     "tensorrt_llm": {"input_lengths", "request_output_len"},
-    "postprocessing": {"TOKENS_BATCH", "SEQUENCE_LENGTH"},
+    "postprocessing": set(),
     "engine_info": set(),
 }
 

@@ -42,8 +42,8 @@ def test_the_stub_finds_this_python_first() -> None:
 
 
 def test_ports_must_differ_and_shared_memory_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidArgument, match="the ports 5, 5, 6 must differ"):
-        preflight.check_ports(Address("127.0.0.1", 5, 5, 6))
+    with pytest.raises(InvalidArgument, match="the ports 5, 5, 6, 7 must differ"):
+        preflight.check_ports(Address("127.0.0.1", 5, 5, 6, 7))
     with pytest.raises(InvalidArgument, match=r"cannot listen on 192\.0\.2\.1"):
         preflight.check_ports(Address("192.0.2.1", 50001, 50002, 50003))
     with pytest.raises(Unavailable, match="absent is missing"):

@@ -2,22 +2,28 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from recorded_metrics import RecordedMetrics
 
 from mixtral_runtime.engine import Counts, EngineLimits, EngineStats, FinishReason, Output, Request
 from mixtral_runtime.errors import Unavailable
-from mixtral_serving import streams
+from mixtral_serving import streams, window
+from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_metrics import FAMILIES, EngineMetrics
 from mixtral_serving.engine_request import ResponseFlags
 from mixtral_serving.metrics import Registry
 from mixtral_serving.streams import Stream, Streams
+from mixtral_serving.tensors import Array
 
 WAIT_S = 20.0
+CONTEXT = np.zeros((1, 1), np.uint8)
 FLAGS = ResponseFlags(log_probs=False, num_input_tokens=False, num_output_tokens=False)
 
 
@@ -43,7 +49,7 @@ class ScriptedEngine:
 
     def poll(self, timeout_s: float) -> list[Output]:
         try:
-            return [self.outputs.get(timeout=timeout_s / 10)]
+            return [self.outputs.get(timeout=timeout_s / 10 or 0.001)]
         except queue.Empty:
             return []
 
@@ -109,15 +115,20 @@ def registry(metrics: RecordedMetrics) -> Registry:
 
 
 @pytest.fixture
-def served(engine: ScriptedEngine, registry: Registry) -> Iterator[Streams]:
-    served = Streams(engine, respond, EngineMetrics(registry))
+def counters(tmp_path: Path) -> Counters:
+    return Counters(tmp_path / "counters")
+
+
+@pytest.fixture
+def served(engine: ScriptedEngine, registry: Registry, counters: Counters) -> Iterator[Streams]:
+    served = Streams(engine, respond, EngineMetrics(registry), counters)
     yield served
     served.close(0)
     assert not [t for t in threading.enumerate() if t.name == "responses"]
 
 
 def open_stream(
-    served: Streams, *, context: bytes | None = b"{}", request_id: str = "", sender: RecordingSender | None = None
+    served: Streams, *, context: Array | None = CONTEXT, request_id: str = "", sender: RecordingSender | None = None
 ) -> tuple[RecordingSender, Stream]:
     sender = sender or RecordingSender()
     stream = Stream(sender, request_id, FLAGS, streaming=True, context=context)
@@ -127,10 +138,10 @@ def open_stream(
 
 def test_responses_come_in_order_and_the_stream_is_forgotten(engine: ScriptedEngine, served: Streams) -> None:
     sender, _ = open_stream(served)
-    for token in range(20):
+    for token in range(10):
         engine.emit(101, token)
-    engine.emit(101, 20, final=True)
-    assert [sender.next() for _ in range(21)] == [([token], token == 20) for token in range(21)]
+    engine.emit(101, 10, final=True)
+    assert [sender.next() for _ in range(11)] == [([token], token == 10) for token in range(11)]
     assert len(served) == 0
     assert sender.misuse == []
 
@@ -234,3 +245,56 @@ def test_every_stream_is_counted_once_however_it_ends(
     assert metrics.value("mixtral_requests_accepted_total") == 4
     assert metrics.value("mixtral_output_tokens_total") == 3
     assert failing.misuse == complete.misuse == []
+
+
+def test_what_cannot_be_sent_yet_joins_into_one_response(
+    engine: ScriptedEngine, served: Streams, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detokenizer answers nothing here, so after a window's worth the rest waits and grows together."""
+    monkeypatch.setattr(window, "STALL_S", 1000.0)
+    sender, _ = open_stream(served)
+    for token in range(window.SIZE):
+        engine.emit(101, token)
+        assert sender.next() == ([token], False)
+    for token in range(100, 110):
+        engine.emit(101, token)
+    engine.emit(101, 110, final=True)
+    while not engine.outputs.empty():
+        time.sleep(0.01)
+    assert sender.sent.empty()
+    counters[Counter.HANDLED] = 1
+    assert sender.next() == (list(range(100, 111)), True)
+    assert counters[Counter.SENT] == window.SIZE + 1
+
+
+def test_a_stream_may_ask_for_fewer_and_larger_responses(engine: ScriptedEngine, served: Streams) -> None:
+    sender = RecordingSender()
+    served.submit(Request([1], 5), Stream(sender, "", FLAGS, streaming=True, context=CONTEXT, interval=3))
+    for token in range(7):
+        engine.emit(101, token)
+    engine.emit(101, 7, final=True)
+    assert [sender.next() for _ in range(3)] == [([0, 1, 2], False), ([3, 4, 5], False), ([6, 7], True)]
+
+
+def test_a_draining_server_refuses_new_requests_and_finishes_what_runs(
+    engine: ScriptedEngine, served: Streams, counters: Counters
+) -> None:
+    sender, _ = open_stream(served)
+    assert counters[Counter.LIVE] == 1
+    counters[Counter.DRAIN] = Drain.REFUSE
+    with pytest.raises(Unavailable, match="shutting down"):
+        open_stream(served)
+    engine.emit(101, 1, final=True)
+    assert sender.next() == ([1], True)
+    assert counters[Counter.LIVE] == 0
+
+
+def test_at_the_end_of_the_drain_time_running_requests_end_with_an_error(
+    engine: ScriptedEngine, served: Streams, counters: Counters
+) -> None:
+    sender, _ = open_stream(served)
+    counters[Counter.DRAIN] = Drain.END
+    assert engine.cancelled.get(timeout=WAIT_S) == 101
+    reason = FinishReason.CANCELLED
+    engine.outputs.put(Output(101, [], Counts(1, 0), final=True, finish_reason=reason))
+    assert sender.next() == ("UNAVAILABLE: the server is shutting down", True)

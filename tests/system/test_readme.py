@@ -61,6 +61,7 @@ def served(environment: dict[str, str]) -> Iterator[Server]:
     run("make engine -e", environment)
     address = free_address()
     flags = f"--http-port {address.http_port} --grpc-port {address.grpc_port} --metrics-port {address.metrics_port}"
+    flags += f" --health-port {address.health_port}"
     process = subprocess.Popen(
         ["make", "-e", "serve"], cwd=ROOT, env=environment | {"SERVE_FLAGS": flags}, stdout=subprocess.PIPE, text=True
     )

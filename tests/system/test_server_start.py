@@ -90,7 +90,8 @@ def test_wrong_usage() -> None:
 @pytest.mark.skipif(unsupported_platform() is not None, reason=str(unsupported_platform()))
 def test_a_signal_stops_the_server_and_leaves_nothing_behind(engine_dir: Path) -> None:
     address = free_address()
-    ports = ["--http-port", address.http_port, "--grpc-port", address.grpc_port, "--metrics-port", address.metrics_port]
+    ports = ["--http-port", address.http_port, "--grpc-port", address.grpc_port]
+    ports += ["--metrics-port", address.metrics_port, "--health-port", address.health_port]
     process = subprocess.Popen(
         [*SERVE, "--engine", str(engine_dir), *map(str, ports)],
         stdout=subprocess.PIPE,

@@ -19,6 +19,7 @@ class Address:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    health_port: int = 8003
     http_host: str | None = None
     metrics_host: str | None = None
 

@@ -7,12 +7,12 @@ from mixtral_serving.server.command import Address
 
 
 def free_address() -> Address:
-    """Three ports of the loopback address that nobody has at this moment."""
+    """Four ports of the loopback address that nobody has at this moment."""
     with contextlib.ExitStack() as probes:
         ports = []
-        for _ in range(3):
+        for _ in range(4):
             probe = probes.enter_context(socket.socket())
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
-    http, grpc, metrics = ports
-    return Address("127.0.0.1", http, grpc, metrics)
+    http, grpc, metrics, health = ports
+    return Address("127.0.0.1", http, grpc, metrics, health)

@@ -46,7 +46,12 @@ def load_exposure(config: Path | None) -> Exposure:
 
 
 def check_ports(address: Address) -> None:
-    ports = {"--http-port": address.http_port, "--grpc-port": address.grpc_port, "--metrics-port": address.metrics_port}
+    ports = {
+        "--http-port": address.http_port,
+        "--grpc-port": address.grpc_port,
+        "--metrics-port": address.metrics_port,
+        "--health-port": address.health_port,
+    }
     hosts = {"--http-port": address.http_host, "--metrics-port": address.metrics_host}
     if len(set(ports.values())) < len(ports):
         raise InvalidArgument(f"the ports {', '.join(map(str, ports.values()))} must differ")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import psutil
 
 from mixtral_runtime.errors import Internal
 from mixtral_runtime.manifest import Manifest
+from mixtral_serving.counters import CANARY_ID, Counters
+from mixtral_serving.counters import ENVIRONMENT as COUNTERS
 from mixtral_serving.server.admin_token import token_environment
 from mixtral_serving.server.command import (
     EXIT_TIMEOUT_S,
@@ -31,6 +34,7 @@ from mixtral_serving.server.log import LogRelay
 from mixtral_serving.server.preflight import load_exposure
 
 SHM = Path("/dev/shm")
+_READY_ANSWER_S = 2.0
 _STOP_GRACE_S = EXIT_TIMEOUT_S + 10
 
 
@@ -58,8 +62,10 @@ class ServerProcess:
         self._config = config.resolve() if config else None
         self._log, self._verbose = log, verbose
         self._relay: LogRelay | None = None
+        self.canary_id = secrets.token_hex(16)  # not guessable: the engine keeps a place for it
         self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
         self._work_dir: Path | None = None
+        self._counters: Counters | None = None
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "ServerProcess":
@@ -79,13 +85,14 @@ class ServerProcess:
         # A neutral working directory: the stub puts it first on its module path.
         self._work_dir = Path(tempfile.mkdtemp(prefix="mixtral-server-"))
         installation = find_installation(self._work_dir)
+        self._counters = Counters(SHM / f"{self._shm_prefix}counters")
         python_bin = Path(sys.executable).parent
         environment = server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
         if self.exposure.token_file is not None:
             environment |= token_environment(self.exposure.token_file, self._work_dir, environment)
         self.process = subprocess.Popen(
             self._command(installation, Manifest.load(self._engine_dir).world_size),
-            env=environment,
+            env=environment | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
             cwd=self._work_dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -111,24 +118,42 @@ class ServerProcess:
         """Raises Internal when the server ends or is not ready in time."""
         assert self.process is not None
         assert self._relay is not None
-        url = f"{self.address.local_http}/v2/health/ready"
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 self._relay.join(2)
                 reason = self._relay.failure or f"exit code {code}; start it with --verbose to see its log"
                 raise Internal(f"the server ended while starting: {reason}")
-            try:
-                with open_local(url, 2) as answer:
-                    if answer.status == 200:
-                        self._close_shared_memory()
-                        return
-            except OSError:
-                pass
+            if self.is_ready():
+                self._close_shared_memory()
+                return
             time.sleep(0.1)
         raise Internal(
             f"the server was not ready after {timeout_s:g} s; start it with --verbose to see how far it came"
         )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def counters(self) -> Counters:
+        assert self._counters is not None
+        return self._counters
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def is_ready(self) -> bool:
+        """What Triton says of itself, which leaves its stubs out. A server that stands still is not ready."""
+        try:
+            with open_local(f"{self.address.local_http}/v2/health/ready", _READY_ANSWER_S) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def _close_shared_memory(self) -> None:
         """Prompts will pass through it, and Triton makes it readable for every user, whatever the umask."""
@@ -138,6 +163,16 @@ class ServerProcess:
     def wait(self) -> int:
         assert self.process is not None
         return self.process.wait()
+
+    def kill(self) -> None:
+        """The whole group and what descended from it, at once: what is broken is not asked to end. Of several ranks
+        each has a group of its own."""
+        if self.process is not None:
+            for process in _descendants(self.process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def signal(self, number: int) -> None:
         """Asks the server itself; its stubs end with it, and so do the ranks that work for it. mpirun is not asked: it
@@ -160,12 +195,14 @@ class ServerProcess:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_GRACE_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
             for process in descendants:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.wait()
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
         for region in SHM.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
         if self._work_dir is not None:

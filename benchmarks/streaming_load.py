@@ -1,0 +1,118 @@
+"""N streams at once against one server, and when each token arrived. One gRPC call per stream, as real clients have it.
+
+It speaks the protocol below the client library, so that the measuring process is no part of what is measured.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+CHANNELS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """One stream. sent_ns: when it was asked, on the monotonic clock. times_ns, tokens: of each response."""
+
+    sent_ns: int
+    times_ns: list[int]
+    tokens: list[int]
+
+    def per_token_ns(self) -> npt.NDArray[np.int64]:
+        """[tokens] when each token was there."""
+        return np.repeat(np.array(self.times_ns, np.int64), self.tokens)
+
+
+def ensemble_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(model_name="ensemble")
+    text = prompt.text.encode()
+    _add(request, "text_input", "BYTES", [1, 1], len(text).to_bytes(4, "little") + text)
+    _add(request, "max_tokens", "INT32", [1, 1], np.int32(max_tokens).tobytes())
+    for name in ("stream", "return_num_output_tokens"):
+        _add(request, name, "BOOL", [1, 1], b"\1")
+    for name in ("text_output", "num_output_tokens"):
+        request.outputs.add().name = name
+    return request
+
+
+def plain_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+    """For the plain ensemble, whose tokens are counted by `sequence_length`."""
+    request = service_pb2.ModelInferRequest(model_name="ensemble")
+    text = prompt.text.encode()
+    _add(request, "text_input", "BYTES", [1, 1], len(text).to_bytes(4, "little") + text)
+    _add(request, "max_tokens", "INT32", [1, 1], np.int32(max_tokens).tobytes())
+    for name in ("text_output", "sequence_length"):
+        request.outputs.add().name = name
+    return request
+
+
+def engine_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+    """For the engine model itself."""
+    request = service_pb2.ModelInferRequest(model_name="tensorrt_llm")
+    _add(request, "input_ids", "INT32", [1, len(prompt.ids)], np.array(prompt.ids, np.int32).tobytes())
+    _add(request, "input_lengths", "INT32", [1, 1], np.int32(len(prompt.ids)).tobytes())
+    _add(request, "request_output_len", "INT32", [1, 1], np.int32(max_tokens).tobytes())
+    for name in ("streaming", "ignore_eos"):
+        _add(request, name, "BOOL", [1, 1], b"\1")
+    for name in ("output_ids", "sequence_length"):
+        request.outputs.add().name = name
+    return request
+
+
+def run_streams(port: int, requests: Sequence[service_pb2.ModelInferRequest]) -> list[Arrivals]:
+    """All at once; returns when the last one ended. Raises RuntimeError when one fails."""
+    return asyncio.run(_run_streams(port, requests))
+
+
+async def _run_streams(port: int, requests: Sequence[service_pb2.ModelInferRequest]) -> list[Arrivals]:
+    # Channels of their own connections: gRPC would let them share one.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) for _ in range(CHANNELS)]
+    try:
+        stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in channels]
+        return await asyncio.gather(*[_run(stubs[i % CHANNELS], request) for i, request in enumerate(requests)])
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+async def _run(stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service_pb2.ModelInferRequest) -> Arrivals:
+    arrivals = Arrivals(time.monotonic_ns(), [], [])
+
+    async def only() -> AsyncIterator[service_pb2.ModelInferRequest]:
+        yield request
+
+    async for answer in stub.ModelStreamInfer(only()):
+        now = time.monotonic_ns()
+        if answer.error_message:
+            raise RuntimeError(answer.error_message)
+        if count := _tokens(answer.infer_response):
+            arrivals.times_ns.append(now)
+            arrivals.tokens.append(count)
+    return arrivals
+
+
+def _tokens(response: service_pb2.ModelInferResponse) -> int:
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name in ("num_output_tokens", "sequence_length"):
+            return int.from_bytes(raw, "little")
+    return 0
+
+
+def _add(request: service_pb2.ModelInferRequest, name: str, datatype: str, shape: list[int], raw: bytes) -> None:
+    tensor = request.inputs.add()
+    tensor.name, tensor.datatype = name, datatype
+    tensor.shape.extend(shape)
+    request.raw_input_contents.append(raw)

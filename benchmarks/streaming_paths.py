@@ -1,0 +1,72 @@
+"""The ways from the engine to a client that are compared, and the server each of them needs."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from make_engine import PLUGIN_FOLDER, make_engine
+from streaming_load import Prompt, engine_request, ensemble_request, plain_request
+from tritonclient.grpc import service_pb2
+
+from mixtral_runtime.engine import EngineLimits
+from mixtral_runtime.injection import PLUGIN_PATH
+from mixtral_serving.server.free_address import free_address
+from mixtral_serving.server.process import ServerProcess
+from mixtral_serving.server.stubs import live_stubs
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS, PLAIN = ROOT / "model_repository", Path(__file__).resolve().parent / "streaming_plain"
+LIMITS = EngineLimits(
+    max_batch_size=1024, max_input_len=16384, max_seq_len=32768, max_num_tokens=16384, max_queue_size=1024
+)
+EMISSIONS = "emissions"
+
+MakeRequest = Callable[[Prompt, int], service_pb2.ModelInferRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingPath:
+    """repository: what its server loads. request: how a client asks on it."""
+
+    name: str
+    repository: Path
+    request: MakeRequest
+
+
+PATHS = {
+    path.name: path
+    for path in (
+        StreamingPath("engine", OURS, engine_request),
+        StreamingPath("ensemble", OURS, ensemble_request),
+        StreamingPath("plain ensemble", PLAIN, plain_request),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server under measurement. pids: of its process and of the stub of each model, by name."""
+
+    port: int
+    emissions: Path
+    pids: dict[str, int]
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor seconds so far, by process."""
+        return {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in self.pids.items()}
+
+
+@contextmanager
+def serve(repository: Path, step_s: float, folder: Path) -> Iterator[Running]:
+    """A real Triton server with the synthetic engine at `step_s` seconds a step. folder: for engine and log."""
+    engine_dir = folder / "engine"
+    make_engine(engine_dir, {"step_s": step_s, "emissions": EMISSIONS}, LIMITS)
+    os.environ[PLUGIN_PATH] = str(PLUGIN_FOLDER)
+    address = free_address()
+    with (folder / "log").open("w") as log, ServerProcess(repository, engine_dir, address, log=log) as server:
+        server.wait_until_ready(120)
+        pids = {"server": server.pid} | {model: pid for pid, model in live_stubs(server.pid).items()}
+        yield Running(address.grpc_port, engine_dir / EMISSIONS, pids)

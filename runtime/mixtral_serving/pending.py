@@ -1,0 +1,63 @@
+"""What the engine has produced and nobody has sent yet."""
+
+from dataclasses import replace
+from typing import TypeVar
+
+from mixtral_runtime.engine import Output
+
+Item = TypeVar("Item")
+
+
+class Pending:
+    """One entry per stream, sent in the order in which they became ready: a stream whose turn comes late gets all that
+    it missed in one response.
+
+    It holds at most max_tokens of each live request, so it is bounded by what the engine admits.
+    """
+
+    def __init__(self) -> None:
+        self._ready: dict[int, list[Output]] = {}
+        self._held: dict[int, list[Output]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether something may be sent now."""
+        return bool(self._ready)
+
+    def add(self, output: Output, interval: int = 1) -> None:
+        """interval: how many tokens must come together before the stream's entry is ready; a final output always is."""
+        if (waiting := self._ready.get(output.id)) is not None:
+            waiting.append(output)
+            return
+        parts = self._held.setdefault(output.id, [])
+        parts.append(output)
+        if output.final or sum(len(part.token_ids) for part in parts) >= interval:
+            self._ready[output.id] = self._held.pop(output.id)
+
+    def take(self) -> Output:
+        """The oldest ready entry as one output."""
+        engine_id = next(iter(self._ready))
+        return merged(self._ready.pop(engine_id))
+
+    def drop(self, engine_id: int) -> None:
+        self._ready.pop(engine_id, None)
+        self._held.pop(engine_id, None)
+
+
+def merged(parts: list[Output]) -> Output:
+    """Successive outputs of one request as one."""
+    last = parts[-1]
+    if len(parts) == 1:
+        return last
+    return replace(
+        last,
+        token_ids=[token for part in parts for token in part.token_ids],
+        log_probs=_joined([part.log_probs for part in parts]),
+        top_log_probs=_joined([part.top_log_probs for part in parts]),
+        prompt_log_probs=next((part.prompt_log_probs for part in parts if part.prompt_log_probs is not None), None),
+        queued_s=next((part.queued_s for part in parts if part.queued_s is not None), None),
+    )
+
+
+def _joined(lists: list[list[Item] | None]) -> list[Item] | None:
+    present = [items for items in lists if items is not None]
+    return [item for items in present for item in items] if present else None
