@@ -41,7 +41,7 @@ class Container:
     gpus: tuple[str, ...] = ("0",)
     user: str = "1000:1000"
     shm_size: str = SHM_SIZE
-    publish: tuple[str, tuple[int, int, int]] | None = None
+    publish: tuple[str, tuple[int, int, int, int]] | None = None
 
 
 def run_command(container: Container, program: str) -> list[str]:
@@ -103,7 +103,7 @@ def serve_container(
     engine: Path,
     gpus: tuple[str, ...],
     user: str,
-    publish: tuple[str, tuple[int, int, int]],
+    publish: tuple[str, tuple[int, int, int, int]],
     flags: list[str],
     config: Path | None = None,
 ) -> Container:

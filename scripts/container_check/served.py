@@ -54,7 +54,8 @@ def _server(workplace: Workplace, engine_dir: Path) -> Iterator[tuple[subprocess
     http, grpc, metrics, health = _free_ports(4)
     log = workplace.folder / "serve.log"
     command = [sys.executable, ROOT / "scripts" / "serve.py", "--engine", engine_dir, "--http-port", http]
-    command += ["--grpc-port", grpc, "--metrics-port", metrics, "--health-port", health, "--ready-timeout", READY_TIMEOUT_S]
+    command += ["--grpc-port", grpc, "--metrics-port", metrics, "--health-port", health]
+    command += ["--ready-timeout", READY_TIMEOUT_S]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             list(map(str, command)),

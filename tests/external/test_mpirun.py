@@ -40,6 +40,7 @@ def test_two_ranks_start_serve_and_stop_together(
         assert programs.count("tritonserver") == 2
         server.signal(15)
         server.process.wait(60)
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert alive == []
+    _, left = psutil.wait_procs(family, timeout=10)
+    # A container's first process may leave the dead unburied.
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
     assert "the leading rank of this engine has ended" in (tmp_path / "log").read_text(), "why the second rank ended"

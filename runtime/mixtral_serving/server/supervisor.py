@@ -73,7 +73,7 @@ class Supervisor:
         self._tell, self._on_ready = tell, on_ready
         self._asked = threading.Event()
         self._hurry = threading.Event()
-        self._server: ServerProcess | None = None
+        self._starting: ServerProcess | None = None
 
     def stop(self) -> None:
         """Safe in a signal handler. The second call gives up the drain time."""
@@ -81,8 +81,8 @@ class Supervisor:
             self._hurry.set()
         self._asked.set()
         self.health.reasons = ["the server is stopping"]
-        if self._server is not None and not self.health.started:
-            self._server.kill()  # nothing is being served yet
+        if self._starting is not None:
+            self._starting.kill()  # nothing is being served yet
 
     def run(self) -> int:
         """Serves until `stop`: 0. 1 when there are no restarts left. Raises the MixtralError of a first start that
@@ -116,9 +116,12 @@ class Supervisor:
     def _serve(self) -> str | None:
         """One server from start to end. The reason for a restart, None after `stop`."""
         with self._start() as server:
-            self._server = server
-            server.wait_until_ready(self._ready_timeout_s)
-            self._check(server)
+            self._starting = server
+            try:
+                server.wait_until_ready(self._ready_timeout_s)
+                self._check(server)
+            finally:
+                self._starting = None
             canary = Canary(self._ask_canary(server), self._settings.canary_interval_s)
             watch = Watch(server, canary)
             if self._asked.is_set():
