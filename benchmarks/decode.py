@@ -6,8 +6,6 @@ A step is one decode step of the whole batch; prefill is not counted.
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from pathlib import Path
 import click
 import matplotlib
 import torch
+from demo_model import MODEL, ROOT, build_engine
 from machine import describe, slug
 from transformers import MixtralForCausalLM
 
@@ -27,9 +26,6 @@ from mixtral_runtime.open_engine import open_engine
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "tiny-mixtral"
-BUILD = Path(sys.executable).parent / "mixtral-build"
 PROMPT_TOKENS = 64
 PEER = "transformers"
 
@@ -45,13 +41,6 @@ class Measurement:
     @property
     def median(self) -> float:
         return statistics.median(self.tokens_per_s)
-
-
-def build_engine(folder: Path, precision: str) -> Engine:
-    checkpoint, engine = folder / f"checkpoint-{precision}", folder / precision
-    subprocess.run([BUILD, "quantize", MODEL, checkpoint, "--precision", precision], check=True, capture_output=True)
-    subprocess.run([BUILD, "engine", checkpoint, engine, "--runtime", "pytorch"], check=True, capture_output=True)
-    return open_engine(engine)
 
 
 def prompts(batch: int) -> list[list[int]]:
@@ -91,7 +80,7 @@ def decode_with_transformers(model: MixtralForCausalLM, batch: int, steps: int) 
 
 def measure(batches: list[int], steps: int, rounds: int) -> list[Measurement]:
     with tempfile.TemporaryDirectory() as folder:
-        engines = {precision: build_engine(Path(folder), precision) for precision in ("int8", "16bit")}
+        engines = {name: open_engine(build_engine(Path(folder), name)) for name in ("int8", "16bit")}
         peer = MixtralForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).eval()
         runners: dict[str, Callable[[int], float]] = {
             name: partial(decode_with_engine, engine, steps=steps) for name, engine in engines.items()

@@ -3,52 +3,24 @@
 """
 
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from demo_model import MODEL, ROOT, build_engine, call, served
 from machine import describe, slug
 from quality_questions import write_questions
 
-from mixtral_serving.server.free_address import free_address
-from mixtral_serving.server.process import ServerProcess
-from mixtral_serving.server.self_test import self_test
-
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models" / "tiny-mixtral"
 HELDOUT = MODEL / "heldout.jsonl"
 PRECISIONS = ("16bit", "int8", "fp8", "awq")
 CONTEXT = 1024  # no held-out text is longer
 QUESTIONS = 90
 SHOTS = 2
-READY_S = 120.0
-
-
-def call(module: str, *arguments: str | Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", module, *map(str, arguments), "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-@contextmanager
-def served(engine: Path) -> Iterator[str]:
-    """The gRPC address of a server for this engine, with its default settings."""
-    with ServerProcess(ROOT / "model_repository", engine, free_address()) as server:
-        server.wait_until_ready(READY_S)
-        self_test(server.address)
-        yield f"127.0.0.1:{server.address.grpc_port}"
 
 
 def measure(precision: str, work: Path, questions: Path, examples: Path) -> dict[str, Any]:
-    checkpoint, engine = work / f"{precision}-checkpoint", work / precision
-    call("mixtral_build", "quantize", MODEL, checkpoint, "--precision", precision)
-    call("mixtral_build", "engine", checkpoint, engine, "--runtime", "pytorch")
+    engine = build_engine(work, precision)
     shown = ("--dev", examples, "--shots", str(SHOTS))
     windows = ("--context", str(CONTEXT))
     found = {

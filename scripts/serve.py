@@ -13,6 +13,7 @@ from mixtral_runtime.errors import MixtralError
 from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.server.command import Address
 from mixtral_serving.server.health import HealthEndpoint
+from mixtral_serving.server.leftovers import remove_leftovers
 from mixtral_serving.server.preflight import check_all
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test, server_version
@@ -45,6 +46,8 @@ def main(
 ) -> None:
     address = Address(host, http_port, grpc_port, metrics_port, health_port)
     try:
+        if ended := remove_leftovers():
+            click.echo(f"ended {ended} processes of a server whose launcher was killed", err=True)
         manifest = check_all(engine_dir, config, address)
         settings = ServeConfig.load(config) if config else ServeConfig()
 

@@ -134,7 +134,9 @@ class Traffic:
         self.tally.blame(wrong, f"cancel: {ids}")
 
     async def _ask_badly(self, question: Question) -> None:
-        bad: dict[str, Any] = self._random.choice([{"max_tokens": 0}, {"temperature": -1.0}, {"top_k": 5000}, {"timeout_ms": 0}])
+        bad: dict[str, Any] = self._random.choice(
+            [{"max_tokens": 0}, {"temperature": -1.0}, {"top_k": 5000}, {"timeout_ms": 0}]
+        )
         options = GenerationOptions(**({"max_tokens": 5} | bad))
         try:
             await self._client.generate(input_ids=question.prompt, options=options)

@@ -19,7 +19,7 @@ from mixtral_client.connection import (
     idle_message,
     open_channel,
 )
-from mixtral_client.errors import IdleTimeout
+from mixtral_client.errors import IdleTimeout, ServerError
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
 from mixtral_client.status import ServerStatus
 from mixtral_client.tensors import (
@@ -94,6 +94,9 @@ class AsyncClient:
                 if assembler.finished:
                     return
             assembler.end()
+        except ServerError:
+            await _drain(call)
+            raise
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.url, self.tls, connected=assembler.connected) from None
         finally:
@@ -141,7 +144,7 @@ class AsyncClient:
 
 
 async def _drain(call: Any) -> None:
-    """Waits until the server closes the finished stream; the generation is complete, however the connection ends."""
+    """Waits until the server closes the finished or failed stream: nothing more is to come, however it ends."""
     with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             while await call.read() is not grpc.aio.EOF:

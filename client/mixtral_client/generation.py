@@ -25,6 +25,7 @@ class GenerationOptions:
     repetition_penalty: above 1 makes tokens of prompt and output less likely. seed: the same seed, the same text.
     exclude_input_in_output: False makes the text begin with the prompt. ignore_eos: go on past the end token.
     timeout_ms: deadline from arrival on the server; a generation cut by it has the finish reason "timeout".
+    stream_interval: tokens per response after the first, at least 1, at most 1024; more means fewer responses.
     return_output_ids: fill `token_ids`. return_log_probs: fill `log_probs` (natural logarithm, before temperature and
     filters) and `cum_log_prob`. return_prompt_log_probs: fill `prompt_log_probs`. top_log_probs: fill `top_log_probs`
     with this many alternatives per position, 1 to 20; needs return_log_probs.
@@ -43,6 +44,7 @@ class GenerationOptions:
     exclude_input_in_output: bool | None = None
     ignore_eos: bool | None = None
     timeout_ms: int | None = None
+    stream_interval: int | None = None
     return_output_ids: bool = False
     return_log_probs: bool = False
     return_prompt_log_probs: bool = False

@@ -19,7 +19,7 @@ from mixtral_client.connection import (
     idle_message,
     open_channel,
 )
-from mixtral_client.errors import IdleTimeout
+from mixtral_client.errors import IdleTimeout, ServerError
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
 from mixtral_client.status import ServerStatus
 from mixtral_client.tensors import (
@@ -98,7 +98,11 @@ class Client:
         try:
             with _IdleWatch(call, self.idle_timeout_s) as watch:
                 for message in watch.responses():
-                    chunk = assembler.push(message)
+                    try:
+                        chunk = assembler.push(message)
+                    except ServerError:
+                        watch.drain(CLOSE_TIMEOUT_S)
+                        raise
                     if assembler.finished:
                         watch.drain(CLOSE_TIMEOUT_S)
                     if chunk is not None:
@@ -192,7 +196,7 @@ class _IdleWatch:
             yield message
 
     def drain(self, timeout_s: float) -> None:
-        """Waits until the server closes the finished stream, at most about `timeout_s` seconds."""
+        """Waits until the server closes the finished or failed stream, at most about `timeout_s` seconds."""
         self._idle_timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -201,7 +205,7 @@ class _IdleWatch:
             for _ in self._call:
                 pass
         except grpc.RpcError:
-            pass  # the generation is complete, however the connection ends
+            pass  # nothing more is to come, however the connection ends
 
     def _watch(self) -> None:
         with self._changed:

@@ -31,6 +31,7 @@ _SCALARS: dict[str, type[np.generic]] = {  # options whose tensor has their name
     "exclude_input_in_output": np.bool_,
     "ignore_eos": np.bool_,
     "timeout_ms": np.int32,
+    "stream_interval": np.int32,
     "return_output_ids": np.bool_,
     "return_log_probs": np.bool_,
     "return_prompt_log_probs": np.bool_,

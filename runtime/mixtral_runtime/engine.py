@@ -35,6 +35,7 @@ from mixtral_runtime.errors import InvalidArgument, MixtralError
 
 MAX_TOP_K = 1024  # TensorRT-LLM's range; the same everywhere, so that a request means the same on both runtimes
 MAX_STOP_SEQUENCES = 64
+MAX_PRIORITY = 1.0
 
 
 class FinishReason(StrEnum):
@@ -229,7 +230,7 @@ def validate_request(request: Request, limits: EngineLimits, vocab_size: int) ->
             f"there are {len(request.stop_sequences)} stop sequences, the limit is {MAX_STOP_SEQUENCES}, none empty"
         )
     _check_range("top_log_probs", request.top_log_probs, 0, 20)
-    _check_range("priority", request.priority, 0.0, 1.0)
+    _check_range("priority", request.priority, 0.0, MAX_PRIORITY)
     if request.timeout_s is not None and not request.timeout_s > 0:
         raise InvalidArgument(f"timeout is {request.timeout_s:g} s, it must be above 0")
     request.sampling.validate()

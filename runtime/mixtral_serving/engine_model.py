@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_runtime.engine import Engine, FinishReason, Output, Request
+from mixtral_runtime.engine import MAX_PRIORITY, Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import InvalidArgument, MixtralError
+from mixtral_serving.admission import Admission
 from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_metrics import EngineMetrics
 from mixtral_serving.engine_request import engine_request
@@ -25,11 +26,15 @@ log = logging.getLogger(__name__)
 class EngineModel:
     """One engine behind Triton's decoupled execute: it submits and returns, the streams' thread answers."""
 
-    def __init__(self, engine: Engine, end_id: int | None, registry: Registry) -> None:
+    def __init__(
+        self, engine: Engine, end_id: int | None, registry: Registry, max_queued_tokens: int | None = None
+    ) -> None:
+        """Raises InvalidArgument when max_queued_tokens does not fit the engine."""
         self._engine = engine
         self._end_id = end_id
         self._metrics = EngineMetrics(registry)
-        self._streams = Streams(engine, respond, self._metrics, Counters.of_server())
+        self._admission = Admission(engine.limits, max_queued_tokens)
+        self._streams = Streams(engine, respond, self._metrics, Counters.of_server(), self._admission)
         self._metrics.start(engine.stats, self._streams.__len__)
         self._canary_id = os.environ.get(CANARY_ID)
 
@@ -57,12 +62,13 @@ class EngineModel:
             return
         if inputs.flag("return_engine_stats"):
             stats = asdict(self._engine.stats()) | {"streams": len(self._streams)}
-            stats["limits"] = asdict(self._engine.limits)  # the operator may have lowered the manifest's
+            # The operator may have lowered the manifest's.
+            stats["limits"] = asdict(self._engine.limits) | {"max_queued_tokens": self._admission.max_queued_tokens}
             sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
             return
         request, flags = engine_request(inputs, self._end_id)
         if request_id and request_id == self._canary_id:
-            request = replace(request, priority=1.0)
+            request = replace(request, priority=MAX_PRIORITY)
         stream = Stream(sender, request_id, flags, request.streaming, inputs.array("stream_context"))
         if not request.sampling.greedy:
             stream.seed = request.sampling.seed

@@ -63,15 +63,17 @@ UNSUPPORTED_DATA = (
     "lookahead_verification_set_size",
 )
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
+MAX_STREAM_INTERVAL = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFlags:
-    """Which optional tensors the client wants on responses."""
+    """What the client wants of its responses: optional tensors, and how many tokens at least (interval)."""
 
     log_probs: bool
     num_input_tokens: bool
     num_output_tokens: bool
+    interval: int = 1
 
 
 def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request, ResponseFlags]:
@@ -94,11 +96,15 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
     timeout_ms = inputs.one("timeout_ms")
     if timeout_ms is not None and not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
         raise InvalidArgument(f"timeout_ms is {timeout_ms}, it must be from 1 to {MAX_TIMEOUT_MS}")
+    interval = inputs.one("stream_interval", 1)
+    if not 1 <= interval <= MAX_STREAM_INTERVAL:
+        raise InvalidArgument(f"stream_interval is {interval}, it must be from 1 to {MAX_STREAM_INTERVAL}")
     top_log_probs = inputs.one("top_log_probs", 0)
     flags = ResponseFlags(
         log_probs=inputs.flag("return_log_probs") or top_log_probs > 0,
         num_input_tokens=inputs.flag("return_num_input_tokens"),
         num_output_tokens=inputs.flag("return_num_output_tokens"),
+        interval=interval,
     )
     request = Request(
         prompt_ids=ids[:length],

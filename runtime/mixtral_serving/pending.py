@@ -18,6 +18,7 @@ class Pending:
     def __init__(self) -> None:
         self._ready: dict[int, list[Output]] = {}
         self._held: dict[int, list[Output]] = {}
+        self._held_tokens: dict[int, int] = {}
 
     def __bool__(self) -> bool:
         """Whether something may be sent now."""
@@ -30,8 +31,12 @@ class Pending:
             return
         parts = self._held.setdefault(output.id, [])
         parts.append(output)
-        if output.final or sum(len(part.token_ids) for part in parts) >= interval:
+        count = self._held_tokens.get(output.id, 0) + len(output.token_ids)
+        if output.final or count >= interval:
             self._ready[output.id] = self._held.pop(output.id)
+            self._held_tokens.pop(output.id, None)
+        else:
+            self._held_tokens[output.id] = count
 
     def take(self) -> Output:
         """The oldest ready entry as one output."""
@@ -41,6 +46,7 @@ class Pending:
     def drop(self, engine_id: int) -> None:
         self._ready.pop(engine_id, None)
         self._held.pop(engine_id, None)
+        self._held_tokens.pop(engine_id, None)
 
 
 def merged(parts: list[Output]) -> Output:

@@ -16,14 +16,17 @@ from mixtral_serving.server.supervision import SupervisionSettings
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """device: auto takes a GPU when there is one. activation_dtype: None is the checkpoint's. drain_s: how long
-    running requests may go on when the server stops."""
+    running requests may go on when the server stops. max_queued_tokens: prompt tokens that may wait; None is the
+    default of `mixtral_serving.admission`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     activation_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     drain_s: float = 5.0
+    max_queued_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_range("drain_s", self.drain_s, at_least=0)
+        check_range("max_queued_tokens", self.max_queued_tokens, at_least=1)
 
 
 @dataclass(frozen=True, slots=True)

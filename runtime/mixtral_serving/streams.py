@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from mixtral_runtime.engine import Counts, Engine, FinishReason, Output, Request
+from mixtral_runtime.engine import MAX_PRIORITY, Counts, Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import Internal, Unavailable
+from mixtral_serving.admission import Admission
 from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_metrics import EngineMetrics, Timeline
 from mixtral_serving.engine_request import ResponseFlags
@@ -41,19 +42,23 @@ class ResponseSender(Protocol):
 @dataclass(slots=True)
 class Stream:
     """One request being answered. context: travels on the first response; only requests of the ensemble have one.
-    interval: tokens per response, at least. seed: of its sampling, told on the first response; None when greedy."""
+    seed: of its sampling, told on the first response; None when greedy."""
 
     sender: ResponseSender
     request_id: str
     flags: ResponseFlags
     streaming: bool
     context: Array | None
-    interval: int = 1
     seed: int | None = None
     stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
     timeline: Timeline = field(default_factory=Timeline)
     sent: int = 0
     last_sent: float = field(default_factory=time.monotonic)
+
+    @property
+    def interval(self) -> int:
+        """How many tokens the next response needs. The first one never waits: its delay is what a person notices."""
+        return 1 if self.timeline.first is None else self.flags.interval
 
 
 class Streams:
@@ -66,8 +71,10 @@ class Streams:
         respond: Callable[[Stream, Output | None], Any],
         metrics: EngineMetrics,
         counters: Counters,
+        admission: Admission,
     ) -> None:
         self._engine = engine
+        self._admission = admission
         self._respond = respond
         self._metrics = metrics
         self._counters = counters
@@ -83,11 +90,19 @@ class Streams:
         return len(self._live)
 
     def submit(self, request: Request, stream: Stream) -> None:
-        """Raises what the engine raises; then the stream is not live and the caller still owns its sender."""
+        """Raises Unavailable and what the engine raises; then the stream is not live and the caller still owns its
+        sender. A request that goes before all others, the supervisor's, is not refused for what waits behind it."""
         if self._counters[Counter.DRAIN] != Drain.NONE:
             raise _STOPPING
+        tokens = len(request.prompt_ids)
+        first = request.priority == MAX_PRIORITY
         with self._lock:  # an output may be polled before the id is known here
-            self._live[self._engine.submit(request)] = stream
+            if not first:
+                self._admission.check(tokens, self._engine.stats().queued)
+            engine_id = self._engine.submit(request)
+            self._live[engine_id] = stream
+            if not first:
+                self._admission.add(engine_id, tokens)
             self._counters[Counter.LIVE] = len(self._live)
         self._metrics.accepted()
 
@@ -133,6 +148,7 @@ class Streams:
     def _take(self, outputs: list[Output]) -> None:
         with self._lock:
             for output in outputs:
+                self._admission.begun(output.id)
                 if (stream := self._live.get(output.id)) is not None:  # None: it was given up, the engine was ending it
                     self._pending.add(output, stream.interval)
 

@@ -78,6 +78,7 @@ def test_every_option_reaches_the_server(server: ScriptedServer) -> None:
         "--repetition-penalty": "1.5",
         "--seed": "11",
         "--timeout": "1.5",
+        "--stream-interval": "4",
         "--top-log-probs": "2",
     }
     flat = [part for option in arguments.items() for part in option]
@@ -96,6 +97,7 @@ def test_every_option_reaches_the_server(server: ScriptedServer) -> None:
         "exclude_input_in_output": [[False]],
         "ignore_eos": [[True]],
         "timeout_ms": [[1500]],
+        "stream_interval": [[4]],
         "return_log_probs": [[True]],  # implied by --top-log-probs
         "return_prompt_log_probs": [[True]],
         "top_log_probs": [[2]],

@@ -70,6 +70,11 @@ def test_flags_and_lists_reach_the_request() -> None:
     assert request.stop_sequences == [[5], [6, 7]]
 
 
+def test_responses_carry_one_token_unless_more_are_asked_for() -> None:
+    assert engine_request(tensors(), default_end_id=2)[1].interval == 1
+    assert engine_request(tensors(stream_interval=1024), default_end_id=2)[1].interval == 1024
+
+
 def test_end_id_of_the_client_wins_and_minus_one_means_the_tokenizers() -> None:
     assert parsed(end_id=9).end_id == 9
     assert parsed(end_id=-1).end_id == 2
@@ -95,6 +100,8 @@ def test_data_for_absent_features_is_refused_unless_empty(name: str) -> None:
     [
         ({"input_lengths": 5}, "input_lengths is 5, it must be from 0 to the 4 ids"),
         ({"timeout_ms": 0}, "timeout_ms is 0, it must be from 1"),
+        ({"stream_interval": 0}, "stream_interval is 0, it must be from 1 to 1024"),
+        ({"stream_interval": 1025}, "stream_interval is 1025, it must be from 1 to 1024"),
         ({"input_ids": np.ones((2, 3), np.int32)}, "input_ids has 2 prompts in one request, the limit is 1"),
         ({"beam_width": np.ones((2, 1), np.int32)}, "beam_width has 2 prompts"),
         ({"temperature": np.ones((1, 2), np.float32)}, "temperature has 2 values, it must have one"),

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from recorded_metrics import RecordedMetrics
 from mixtral_runtime.engine import Counts, EngineLimits, EngineStats, FinishReason, Output, Request
 from mixtral_runtime.errors import Unavailable
 from mixtral_serving import streams, window
+from mixtral_serving.admission import Admission
 from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_metrics import FAMILIES, EngineMetrics
 from mixtral_serving.engine_request import ResponseFlags
@@ -121,7 +122,7 @@ def counters(tmp_path: Path) -> Counters:
 
 @pytest.fixture
 def served(engine: ScriptedEngine, registry: Registry, counters: Counters) -> Iterator[Streams]:
-    served = Streams(engine, respond, EngineMetrics(registry), counters)
+    served = Streams(engine, respond, EngineMetrics(registry), counters, Admission(engine.limits, None))
     yield served
     served.close(0)
     assert not [t for t in threading.enumerate() if t.name == "responses"]
@@ -269,11 +270,13 @@ def test_what_cannot_be_sent_yet_joins_into_one_response(
 
 def test_a_stream_may_ask_for_fewer_and_larger_responses(engine: ScriptedEngine, served: Streams) -> None:
     sender = RecordingSender()
-    served.submit(Request([1], 5), Stream(sender, "", FLAGS, streaming=True, context=CONTEXT, interval=3))
-    for token in range(7):
+    served.submit(Request([1], 5), Stream(sender, "", replace(FLAGS, interval=3), streaming=True, context=CONTEXT))
+    engine.emit(101, 0)
+    assert sender.next() == ([0], False), "the first token does not wait"
+    for token in range(1, 8):
         engine.emit(101, token)
-    engine.emit(101, 7, final=True)
-    assert [sender.next() for _ in range(3)] == [([0, 1, 2], False), ([3, 4, 5], False), ([6, 7], True)]
+    engine.emit(101, 8, final=True)
+    assert [sender.next() for _ in range(3)] == [([1, 2, 3], False), ([4, 5, 6], False), ([7, 8], True)]
 
 
 def test_a_draining_server_refuses_new_requests_and_finishes_what_runs(

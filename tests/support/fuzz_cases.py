@@ -174,6 +174,7 @@ SOUND: dict[str, st.SearchStrategy[Any]] = {
     "repetition_penalty": st.sampled_from([1.0, 1.2]),
     "seed": UINT64,
     "timeout_ms": st.sampled_from([1, 30, 5000]),
+    "stream_interval": st.sampled_from([1, 3, 1024]),
     "top_log_probs": st.sampled_from([0, 1, 5]),
     "end_id": st.sampled_from([-1, 2, 300]),
     "stop_reason": st.sampled_from([b"cancelled", b"stop"]),
@@ -266,6 +267,7 @@ NEEDED = {
     "preprocessing": ("REQUEST_OUTPUT_LEN",),
     "tensorrt_llm": ("input_ids",),
     "engine_info": ("echo",),
+    "postprocessing": ("TOKENS_BATCH", "SEQUENCE_LENGTH"),
 }
 IDS = st.sampled_from(
     ["", "1", "same", "é" * 10, "x" * 5000, "<id>", "../../etc/passwd", "%s%n", "a\nb", "\x00"]
@@ -300,6 +302,7 @@ def cases(draw: st.DrawFn) -> Case:
     if "stream" in model.inputs and draw(st.booleans()):
         names.add("stream")
     names |= set(draw(st.lists(st.sampled_from([spec.name for spec in specs]), max_size=3)))
+    names = names or {specs[0].name}
     damaged = set(draw(st.lists(st.sampled_from(sorted(names)), max_size=2)))
     tensors = [draw(tensor(model.inputs[name], name in damaged)) for name in sorted(names)]
     tensors = draw(arrangement(tensors))

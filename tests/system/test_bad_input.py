@@ -27,6 +27,7 @@ NAN = float("nan")
         ({"text_input": STORY, "min_p": 1.5}, "INVALID_ARGUMENT: min_p is 1.5"),
         ({"text_input": STORY, "repetition_penalty": 0.0}, "INVALID_ARGUMENT: repetition_penalty is 0"),
         ({"text_input": STORY, "timeout_ms": 0}, "INVALID_ARGUMENT: timeout_ms is 0"),
+        ({"text_input": STORY, "stream_interval": 2000}, "INVALID_ARGUMENT: stream_interval is 2000, it must be from"),
         ({"text_input": STORY, "beam_width": 4}, "INVALID_ARGUMENT: beam_width is 4, this engine supports only 1"),
         ({"text_input": STORY, "top_log_probs": 99}, "INVALID_ARGUMENT: top_log_probs is 99"),
         ({"text_input": b"caf\xff"}, "INVALID_ARGUMENT: text_input is not valid UTF-8 at byte 3"),

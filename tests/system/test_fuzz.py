@@ -4,6 +4,7 @@ No crash, no hang, every reply a result or one clean error, and whoever asks som
 answer as before. `make fuzz` does it for longer, with other requests each time (MIXTRAL_FUZZ_S: seconds).
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from scrape import Scrape
 from system_server import Server, free_address, idle
 
+from mixtral_client import AsyncClient, Client, GenerationOptions
+from mixtral_client.errors import InvalidArgument
 from mixtral_serving.server.installation import unsupported_platform
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test
@@ -44,6 +47,9 @@ class Target:
         """Process ids of the models that live."""
         children = self._parent.children() if self._parent.is_running() else []
         return sorted(child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE)
+
+    def descriptors(self) -> int:
+        return int(self._parent.num_fds())
 
     def ask(self) -> str:
         return self.server.ask(text_input="Once upon a time", max_tokens=6, ignore_eos=True, stream=True).text
@@ -108,6 +114,28 @@ def test_no_request_harms_the_server_or_others(target: Target) -> None:
     for stream_id in opened:
         assert send(target.server, end_of_stream(stream_id)) is not None
     target.check_rest()
+
+
+def test_clients_that_were_refused_leave_no_connection_behind(target: Target) -> None:
+    """A client that cancels its stream after an error makes this Triton keep the connection for ever."""
+    options = GenerationOptions(max_tokens=0)
+
+    async def ask_in_vain() -> None:
+        async with AsyncClient(target.server.grpc_url) as client:
+            asked = [client.generate("Once", options=options) for _ in range(40)]
+            refused = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(error, InvalidArgument) for error in refused)
+
+    asyncio.run(ask_in_vain())
+    before = target.descriptors()
+    for _ in range(8):
+        asyncio.run(ask_in_vain())
+        with Client(target.server.grpc_url) as client, pytest.raises(InvalidArgument):
+            client.generate("Once", options=options)
+    deadline = time.monotonic() + 20
+    while target.descriptors() > before:
+        assert time.monotonic() < deadline, f"{target.descriptors()} descriptors, {before} before"
+        time.sleep(0.2)
 
 
 def streams_of(batch: list[Case]) -> set[int]:

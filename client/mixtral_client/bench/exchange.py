@@ -92,6 +92,7 @@ class Exchange:
         while (message := await read()) is not grpc.aio.EOF:
             now = self.heard = self.clock()
             if message.error_message:
+                await self._drain()
                 raise parse_server_error(message.error_message)
             response = message.infer_response
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
@@ -115,7 +116,7 @@ class Exchange:
         raise ProtocolError("the server ended the stream without a final response")
 
     async def _drain(self) -> None:
-        """The request is complete; the worker goes on when the server has closed the stream."""
+        """The request is complete or failed; the worker goes on when the server has closed the stream."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 while await self.call.read() is not grpc.aio.EOF:

@@ -25,7 +25,8 @@ class TritonPythonModel:
             tensorrt_llm=self.config.tensorrt_llm,
         )
         warm_up(engine)
-        self.model = EngineModel(engine, end_id, metric_registry(FAMILIES, args))
+        registry = metric_registry(FAMILIES, args)
+        self.model = EngineModel(engine, end_id, registry, self.config.engine.max_queued_tokens)
 
     def execute(self, requests: list[Any]) -> None:
         self.model.execute(requests)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,11 +28,12 @@ from mixtral_serving.server.command import (
     worker_command,
 )
 from mixtral_serving.server.installation import Installation, find_installation
+from mixtral_serving.server.leftovers import SHM, hold, remove_files
 from mixtral_serving.server.local_http import open_local
 from mixtral_serving.server.log import LogRelay
 from mixtral_serving.server.preflight import load_exposure
 
-SHM = Path("/dev/shm")
+CHILD = Path(__file__).with_name("child.py")
 _READY_ANSWER_S = 2.0
 _STOP_GRACE_S = EXIT_TIMEOUT_S + 10
 
@@ -64,8 +64,8 @@ class ServerProcess:
         self._relay: LogRelay | None = None
         self.canary_id = secrets.token_hex(16)  # not guessable: the engine keeps a place for it
         self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
-        self._work_dir: Path | None = None
         self._counters: Counters | None = None
+        self._lock: int | None = None  # says that this launcher is alive
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "ServerProcess":
@@ -83,17 +83,20 @@ class ServerProcess:
 
     def start(self) -> None:
         # A neutral working directory: the stub puts it first on its module path.
-        self._work_dir = Path(tempfile.mkdtemp(prefix="mixtral-server-"))
-        installation = find_installation(self._work_dir)
-        self._counters = Counters(SHM / f"{self._shm_prefix}counters")
+        work_dir = Path(tempfile.mkdtemp(prefix=self._shm_prefix))
+        installation = find_installation(work_dir)
+        counters = SHM / f"{self._shm_prefix}counters"
+        self._lock = hold(counters)
+        self._counters = Counters(counters)
         python_bin = Path(sys.executable).parent
         environment = server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
         if self.exposure.token_file is not None:
-            environment |= token_environment(self.exposure.token_file, self._work_dir, environment)
+            environment |= token_environment(self.exposure.token_file, work_dir, environment)
+        command = self._command(installation, Manifest.load(self._engine_dir).world_size)
         self.process = subprocess.Popen(
-            self._command(installation, Manifest.load(self._engine_dir).world_size),
+            [sys.executable, "-I", str(CHILD), str(os.getpid()), *command],
             env=environment | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
-            cwd=self._work_dir,
+            cwd=work_dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -203,11 +206,10 @@ class ServerProcess:
         if self._counters is not None:
             self._counters.close()
             self._counters = None
-        for region in SHM.glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
-        if self._work_dir is not None:
-            shutil.rmtree(self._work_dir, ignore_errors=True)
-            self._work_dir = None
+        remove_files(self._shm_prefix)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
