@@ -62,7 +62,8 @@ def guarded(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     config.write_text(settings)
     token, key = (folder / "admin-token").read_text().strip(), (folder / "server.key").read_text().splitlines()[1]
     address = free_address()
-    ports = {"http": address.http_port, "grpc": address.grpc_port, "metrics": address.metrics_port}
+    ports = {"http": address.http_port, "grpc": address.grpc_port}
+    ports |= {"metrics": address.metrics_port, "health": address.health_port}
     python, script, *options = (
         serve.replace("engines/default", str(engine_dir)).replace("serve.toml", str(config)).split()
     )

@@ -122,7 +122,7 @@ def test_the_launcher_says_what_is_open_to_whom(guarded: GuardedServer) -> None:
     at = guarded.server.address
     assert guarded.ready.rstrip().endswith(
         f"gRPC 0.0.0.0:{at.grpc_port} (mutual TLS), HTTP 127.0.0.1:{at.http_port}, "
-        f"metrics 127.0.0.1:{at.metrics_port}, admin endpoints with the token"
+        f"metrics 127.0.0.1:{at.metrics_port}, admin endpoints with the token, health 0.0.0.0:{at.health_port}"
     )
     assert "can crash Triton" not in guarded.log.read_text()  # strangers do not get that far
 
