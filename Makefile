@@ -13,6 +13,7 @@ CHECKPOINT ?= checkpoints/$(notdir $(patsubst %/,%,$(MODEL)))-$(PRECISION)$(if $
 ENGINE ?= engines/default
 PROMPT ?= Once upon a time
 SERVE_FLAGS ?=
+GATEWAY_PORT ?= 9000
 PEERS_FLAGS ?=
 
 # Inside NVIDIA's image its own environment is used: TensorRT-LLM sits there, and Triton's stub follows PATH.
@@ -52,8 +53,8 @@ $(CHECKPOINT)/config.json: $(wildcard $(MODEL)/*.safetensors) | $(READY)
 	@rm -rf "$(CHECKPOINT)"
 	@$(BIN)mixtral-build quantize "$(MODEL)" "$(CHECKPOINT)" --precision $(PRECISION) --tp-size $(TP) $(if $(LAYOUT),--layout $(LAYOUT))
 
-serve: $(READY)  ## Serve ENGINE with Triton until Ctrl-C.
-	@exec $(BIN)python3 scripts/serve.py --engine "$(ENGINE)" $(SERVE_FLAGS)
+serve: $(READY)  ## Serve ENGINE with Triton, and OpenAI's API on GATEWAY_PORT (9000, empty: not), until Ctrl-C.
+	@exec $(BIN)python3 scripts/serve.py --engine "$(ENGINE)" $(if $(GATEWAY_PORT),--gateway-port $(GATEWAY_PORT)) $(SERVE_FLAGS)
 
 # Docker or Podman; nothing else is needed on the machine.
 image:  ## Build the image IMAGE of the TensorRT-LLM runtime (BUILD_FLAGS="--build-arg BASE_IMAGE=...").
@@ -79,7 +80,7 @@ stream: export PROMPT := $(PROMPT)
 test: lint  ## Lint, types and all tests, the real server included.
 	@$(BIN)python3 -m pytest
 
-test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus.
+test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus, Chromium.
 	@scripts/setup_external_tools.sh
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)python3 -m pytest tests/external
 

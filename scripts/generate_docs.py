@@ -11,7 +11,11 @@ from pathlib import Path
 
 import click
 
-COMMANDS = {"mixtral": "mixtral_client.cli:main", "mixtral-build": "mixtral_build.cli:cli"}
+COMMANDS = {
+    "mixtral": "mixtral_client.cli:main",
+    "mixtral-build": "mixtral_build.cli:cli",
+    "mixtral-gateway": "mixtral_gateway.cli:main",
+}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 WIDTH = 100
 INTRODUCTION = """\

@@ -3,8 +3,11 @@
 Example: python scripts/serve.py --engine engines/default
 """
 
+import contextlib
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,6 +15,7 @@ import click
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.server.command import Address
+from mixtral_serving.server.gateway import GatewayProcess, why_not
 from mixtral_serving.server.health import HealthEndpoint
 from mixtral_serving.server.leftovers import remove_leftovers
 from mixtral_serving.server.preflight import check_all
@@ -31,6 +35,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--grpc-port", default=8001, show_default=True, type=PORT)
 @click.option("--metrics-port", default=8002, show_default=True, type=PORT)
 @click.option("--health-port", default=8003, show_default=True, type=PORT, help="Port of /live, /startup and /ready.")
+@click.option("--gateway-port", type=PORT, help="Also start the OpenAI gateway there, on loopback.  [default: none]")
 @click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
 @click.option("--ready-timeout", default=600.0, show_default=True, help="Seconds until the server must be ready.")
 def main(
@@ -41,6 +46,7 @@ def main(
     grpc_port: int,
     metrics_port: int,
     health_port: int,
+    gateway_port: int | None,
     verbose: bool,
     ready_timeout: float,
 ) -> None:
@@ -69,9 +75,18 @@ def main(
             tell=lambda line: click.echo(line, err=True),
             on_ready=announce,
         )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: supervisor.stop())
-        with HealthEndpoint(host, health_port, supervisor.health):
+        with contextlib.ExitStack() as beside:
+            stops: list[Callable[[], None]] = [supervisor.stop]
+            if gateway_port is not None:
+                if reason := why_not(encrypted=settings.tls.certificate is not None):
+                    click.echo(f"warning: no gateway: {reason}", err=True)
+                else:
+                    tell = partial(click.echo, err=True)
+                    gateway = GatewayProcess(address, gateway_port, settings.engine.drain_s, tell)
+                    stops.append(beside.enter_context(gateway).stop)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda number, frame: [stop() for stop in stops])
+            beside.enter_context(HealthEndpoint(host, health_port, supervisor.health))
             sys.exit(supervisor.run())
     except MixtralError as error:
         click.echo(f"error: {error}", err=True)

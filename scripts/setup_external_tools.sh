@@ -36,6 +36,40 @@ take_from() {
   rm -rf "$folder"
 }
 
+# need_installed PACKAGE PROGRAM…: the same for programs that need their package's libraries and are no services.
+need_installed() {
+  local package=$1 program
+  shift
+  for program; do
+    command -v "$program" >/dev/null && continue
+    if ! command -v apt-get >/dev/null || [ "$(id -u)" != 0 ]; then
+      echo "error: $program missing; install $package (Debian and Ubuntu: sudo apt-get install $package)" >&2
+      missing=1
+      return 0
+    fi
+    echo "installing the package $package" >&2
+    if ! apt-cache show "$package" >/dev/null 2>&1; then apt-get -qq update >&2 || true; fi
+    apt-get -qq -y install --no-install-recommends "$package" >&2 ||
+      { echo "error: the package $package cannot be had; run: apt-get update && apt-get install $package" >&2; missing=1; }
+    return 0
+  done
+}
+
 need prometheus prometheus promtool
+need_installed chromium chromium
+need_installed chromium-driver chromedriver
+
+# The extra `external`: what drives the browser, and a client of others that docs/clients.md shows.
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+"$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["external"])' |
+  xargs "$python" -m pip --quiet --disable-pip-version-check install >&2 || missing=1
+
+# An openai client that is a year old, in an environment of its own beside the pinned one.
+old=.tools/openai-2.8.0
+if ! "$old/bin/python" -c 'import openai' 2>/dev/null; then
+  { "$python" -m venv "$old" && "$old/bin/python" -m pip --quiet --disable-pip-version-check install openai==2.8.0; } >&2 ||
+    missing=1
+fi
 
 exit "$missing"

@@ -23,11 +23,14 @@ from mixtral_client.errors import IdleTimeout, ServerError
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
 from mixtral_client.status import ServerStatus
 from mixtral_client.tensors import (
+    ENSEMBLE,
     engine_info_request,
     generation_request,
     read_engine_info,
     read_token_ids,
+    read_vocabulary,
     tokenize_request,
+    vocabulary_request,
 )
 from mixtral_client.tls import TlsOptions
 
@@ -116,13 +119,24 @@ class AsyncClient:
         async with contextlib.aclosing(chunks):
             return Result.join([chunk async for chunk in chunks])
 
-    async def tokenize(self, text: str) -> list[int]:
-        """As `Client.tokenize`."""
+    async def tokenize(self, text: str | None = None, *, messages: Sequence[Message] | None = None) -> list[int]:
+        """As `Client.tokenize`; of a chat when messages are given instead."""
+        return read_token_ids(await self._infer(tokenize_request(text, messages)))
+
+    async def vocabulary(self) -> tuple[list[bytes], frozenset[int]]:
+        """Each token's bytes by its id, and the ids of the special tokens, whose bytes are their names.
+
+        Raises ServerError when the server is too old to tell."""
+        return read_vocabulary(await self._infer(vocabulary_request()))
+
+    async def input_names(self) -> frozenset[str]:
+        """The inputs that the server's ensemble has."""
         try:
-            answer = await self._stub.ModelInfer(tokenize_request(text), timeout=self.idle_timeout_s)
+            request = service_pb2.ModelMetadataRequest(name=ENSEMBLE)
+            metadata = await self._stub.ModelMetadata(request, timeout=self.idle_timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.url, self.tls, connected=False) from None
-        return read_token_ids(answer)
+        return frozenset(tensor.name for tensor in metadata.inputs)
 
     async def status(self) -> ServerStatus:
         """As `Client.status`."""
@@ -134,6 +148,12 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self.url, self.tls, connected=False) from None
         return ServerStatus.from_info(self.url, read_engine_info(info))
+
+    async def _infer(self, request: Any) -> Any:
+        try:
+            return await self._stub.ModelInfer(request, timeout=self.idle_timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self.url, self.tls, connected=False) from None
 
     async def _next(self, call: Any) -> Any:
         try:

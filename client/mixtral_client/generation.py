@@ -22,7 +22,11 @@ class GenerationOptions:
     max_tokens: the most tokens to generate. stop_words: strings that end the text, they are not part of it.
     temperature: 0 to 100. top_k: keep the k most likely tokens, 0 keeps all. top_p: keep the smallest set of tokens
     whose probability reaches p, above 0 to 1. min_p: drop tokens less likely than min_p times the likeliest, 0 to 1.
-    repetition_penalty: above 1 makes tokens of prompt and output less likely. seed: the same seed, the same text.
+    repetition_penalty: above 1 makes tokens of prompt and output less likely.
+    presence_penalty, frequency_penalty: what is taken from the logit of a token that occurs in the output, once and for
+    each time. logit_bias: pairs of a token id and what is added to its logit; -100 bans, 100 forces. min_tokens: no end
+    token before so many tokens, stop words end all the same. bad_words: strings whose tokens are never generated in
+    this order. seed: the same seed, the same text.
     exclude_input_in_output: False makes the text begin with the prompt. ignore_eos: go on past the end token.
     timeout_ms: deadline from arrival on the server; a generation cut by it has the finish reason "timeout".
     stream_interval: tokens per response after the first, at least 1, at most 1024; more means fewer responses.
@@ -40,6 +44,11 @@ class GenerationOptions:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int | None = None
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
     exclude_input_in_output: bool | None = None
     ignore_eos: bool | None = None

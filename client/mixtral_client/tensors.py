@@ -27,6 +27,9 @@ _SCALARS: dict[str, type[np.generic]] = {  # options whose tensor has their name
     "top_p": np.float32,
     "min_p": np.float32,
     "repetition_penalty": np.float32,
+    "presence_penalty": np.float32,
+    "frequency_penalty": np.float32,
+    "min_tokens": np.int32,
     "seed": np.uint64,
     "exclude_input_in_output": np.bool_,
     "ignore_eos": np.bool_,
@@ -81,8 +84,13 @@ def generation_request(
         # False leaves out what is off by default, so that a plain request stays a small one.
         if value is not None and (value is not False or name in ("stream", "exclude_input_in_output")):
             _add_input(request, name, [[_checked(name, value, dtype)]], dtype)
-    if options.stop_words:
-        _add_input(request, "stop_words", [[word.encode() for word in options.stop_words]], np.object_)
+    for name, words in (("stop_words", options.stop_words), ("bad_words", options.bad_words)):
+        if words:
+            _add_input(request, name, [[word.encode() for word in words]], np.object_)
+    if options.logit_bias:
+        ids, values = zip(*options.logit_bias, strict=True)
+        _add_input(request, "logit_bias_ids", [[_checked("logit_bias", i, np.int32) for i in ids]], np.int32)
+        _add_input(request, "logit_bias_values", [list(values)], np.float32)
     for name in ("return_num_input_tokens", "return_num_output_tokens"):
         _add_input(request, name, [[True]], np.bool_)
     for name in _requested_outputs(options):
@@ -98,10 +106,22 @@ def engine_info_request() -> Any:
     return request
 
 
-def tokenize_request(text: str) -> Any:
-    """The `ModelInferRequest` for the token ids that the server makes of a prompt."""
+def vocabulary_request() -> Any:
+    """The `ModelInferRequest` for the bytes of every token."""
+    request = engine_info_request()
+    del request.outputs[:]
+    for name in ("vocabulary", "special_ids"):
+        request.outputs.add(name=name)
+    return request
+
+
+def tokenize_request(text: str | None = None, messages: Sequence[Message] | None = None) -> Any:
+    """The `ModelInferRequest` for the token ids that the server makes of a prompt; one of the two is given."""
     request = service_pb2.ModelInferRequest(model_name=PREPROCESSING)
-    _add_input(request, "QUERY", [[text.encode()]], np.object_)
+    if messages is not None:
+        _add_input(request, "MESSAGES", [[json.dumps(list(messages), ensure_ascii=False).encode()]], np.object_)
+    else:
+        _add_input(request, "QUERY", [[(text or "").encode()]], np.object_)
     _add_input(request, "REQUEST_OUTPUT_LEN", [[1]], np.int32)  # required, and of no effect on the ids
     request.outputs.add(name="INPUT_ID")
     return request
@@ -144,6 +164,15 @@ def read_engine_info(response: Any) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise ProtocolError(f"engine_info answered with {type(info).__name__}, it must be a JSON object")
     return info
+
+
+def read_vocabulary(response: Any) -> tuple[list[bytes], frozenset[int]]:
+    """Decodes the `ModelInferResponse` to a `vocabulary_request`: each token's bytes, and the special ids."""
+    result = InferResult(response)
+    tokens, special = result.as_numpy("vocabulary"), result.as_numpy("special_ids")
+    if tokens is None or special is None:
+        raise ProtocolError("engine_info answered without vocabulary")
+    return tokens.reshape(-1).tolist(), frozenset(special.reshape(-1).tolist())
 
 
 def read_token_ids(response: Any) -> list[int]:

@@ -10,7 +10,11 @@ submit(Request)        Executor.enqueue_request(Request(...)) -> id. A raise the
                        or `Unavailable` of this one request. `stop_sequences` are its `stop_words` (lists of token
                        lists), `end_id` its `end_id`, `timeout_s` its `allotted_time_ms` (a timedelta).
 SamplingParams         SamplingConfig: greedy is top_k=1; otherwise top_k and top_p are always given, because both
-                       left out would be greedy there. `seed` is always given, its default being 0.
+                       left out would be greedy there. `seed` is always given, its default being 0. Its presence
+                       and frequency penalties count the prompt's tokens too.
+Request.min_tokens     SamplingConfig(min_tokens=...).
+bad_sequences          Request(bad_words=...), lists of token lists.
+logit_bias             Request(embedding_bias=...), a float32 tensor of the vocabulary's size.
 output flags           OutputConfig(return_log_probs, return_context_logits for prompt log probabilities,
                        exclude_input_from_output=True).
 cancel(id)             Executor.cancel_request(id): asynchronous; the final output (`cancelled`) still comes.
@@ -27,6 +31,7 @@ Ids are the engine's own and never a client's. Expert and linear weights are rea
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -35,6 +40,9 @@ from mixtral_runtime.errors import InvalidArgument, MixtralError
 
 MAX_TOP_K = 1024  # TensorRT-LLM's range; the same everywhere, so that a request means the same on both runtimes
 MAX_STOP_SEQUENCES = 64
+MAX_BAD_SEQUENCES = 128
+MAX_PENALTY = 100.0
+MAX_LOGIT_BIAS = 10_000.0  # exact in every type that a runtime keeps logits in
 MAX_PRIORITY = 1.0
 
 
@@ -53,7 +61,8 @@ class SamplingParams:
     temperature: 0 is greedy. top_k: keep the k most likely, 0 keeps all, 1 is greedy. top_p: keep the smallest set
     whose probability reaches p, after top_k. min_p: drop what is less likely than min_p times the most likely token.
     repetition_penalty: divides positive and multiplies negative logits of tokens that occur in prompt or output.
-    seed: the same request with the same seed gives the same tokens.
+    presence_penalty, frequency_penalty: taken from the logit of a token that occurs in the output, once and for each
+    time (on TensorRT-LLM in prompt or output). seed: the same request with the same seed gives the same tokens.
     """
 
     temperature: float = 0.0
@@ -61,6 +70,8 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int = 0
 
     @property
@@ -76,6 +87,8 @@ class SamplingParams:
             raise InvalidArgument("top_p is 0, it must be above 0 and at most 1")
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_range("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check_range("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_range("seed", self.seed, 0, 2**64 - 1)
 
 
@@ -90,9 +103,11 @@ class Request:
 
     prompt_ids: the tokenised prompt, BOS included. end_id: generation stops when it is sampled, and it is not part of
     the output; None generates to `max_tokens`. stop_sequences: token sequences that end the generation; the tokens of
-    the sequence are part of the output. streaming: outputs as they come, else one final output with everything.
-    top_log_probs: how many alternatives per position (needs return_log_probs). timeout_s: from submission.
-    priority: 0 to 1, higher first among the waiting.
+    the sequence are part of the output. min_tokens: the end token is not sampled before so many output tokens; stop
+    sequences end all the same. bad_sequences: token sequences that the output never completes, prompt and output read
+    as one. logit_bias: added to the logits of these token ids before all else. streaming: outputs as they come, else
+    one final output with everything. top_log_probs: how many alternatives per position (needs return_log_probs).
+    timeout_s: from submission. priority: 0 to 1, higher first among the waiting.
     """
 
     prompt_ids: list[int]
@@ -100,6 +115,9 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     end_id: int | None = None
     stop_sequences: list[list[int]] = field(default_factory=list)
+    min_tokens: int = 0
+    bad_sequences: list[list[int]] = field(default_factory=list)
+    logit_bias: dict[int, float] = field(default_factory=dict)
     streaming: bool = True
     return_log_probs: bool = False
     return_prompt_log_probs: bool = False
@@ -128,8 +146,8 @@ class TopLogProbs:
 class Output:
     """What a request produced since its last output. Exactly one output per request is final, and it is the last.
 
-    log_probs: natural logarithm, one per token of `token_ids`, of the distribution before temperature and filters (on
-    TensorRT-LLM after temperature and penalties); None also where a cancel lost some.
+    log_probs: natural logarithm, one per token of `token_ids`, of the model's own distribution, before biases,
+    penalties, temperature and filters (on TensorRT-LLM after the first three); None also where a cancel lost some.
     prompt_log_probs: on the first output, one for every prompt token but the first. finish_reason and, on failure,
     `error` are set on the final output only. queued_s: on one output, the first that knows it: seconds from submission
     until the request was first scheduled; always None when it never was or the runtime does not tell.
@@ -222,15 +240,37 @@ def validate_request(request: Request, limits: EngineLimits, vocab_size: int) ->
             f"max_tokens is {request.max_tokens}, the limit for a prompt of {prompt_len} tokens is {room} "
             f"(sequence length {limits.max_seq_len})"
         )
-    low, high = min(request.prompt_ids), max(request.prompt_ids)
-    if low < 0 or high >= vocab_size:
-        raise InvalidArgument(f"the prompt has token id {low if low < 0 else high}, ids run from 0 to {vocab_size - 1}")
+    _check_ids("the prompt", request.prompt_ids, vocab_size)
     if len(request.stop_sequences) > MAX_STOP_SEQUENCES or any(not stop for stop in request.stop_sequences):
         raise InvalidArgument(
             f"there are {len(request.stop_sequences)} stop sequences, the limit is {MAX_STOP_SEQUENCES}, none empty"
         )
+    _check_constraints(request, vocab_size)
     _check_range("top_log_probs", request.top_log_probs, 0, 20)
     _check_range("priority", request.priority, 0.0, MAX_PRIORITY)
     if request.timeout_s is not None and not request.timeout_s > 0:
         raise InvalidArgument(f"timeout is {request.timeout_s:g} s, it must be above 0")
     request.sampling.validate()
+
+
+def _check_constraints(request: Request, vocab_size: int) -> None:
+    if not 0 <= request.min_tokens <= request.max_tokens:
+        raise InvalidArgument(
+            f"min_tokens is {request.min_tokens}, it must be from 0 to max_tokens, which is {request.max_tokens}"
+        )
+    if len(request.bad_sequences) > MAX_BAD_SEQUENCES or not all(request.bad_sequences):
+        raise InvalidArgument(
+            f"there are {len(request.bad_sequences)} bad sequences, the limit is {MAX_BAD_SEQUENCES}, none empty"
+        )
+    for sequence in request.bad_sequences:
+        _check_ids("a bad sequence", sequence, vocab_size)
+    if request.logit_bias:
+        _check_ids("logit_bias", request.logit_bias, vocab_size)
+    for token, bias in request.logit_bias.items():
+        _check_range(f"logit_bias of token {token}", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+
+
+def _check_ids(where: str, ids: Collection[int], vocab_size: int) -> None:
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        raise InvalidArgument(f"{where} has token id {low if low < 0 else high}, ids run from 0 to {vocab_size - 1}")

@@ -7,6 +7,8 @@ behind our seam cannot do is refused by name and value, never ignored.
 import secrets
 from dataclasses import dataclass
 
+import numpy as np
+
 from mixtral_runtime.engine import Request, SamplingParams
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_serving.tensors import Tensors, check_single_row, unpack_words
@@ -15,9 +17,6 @@ from mixtral_serving.tensors import Tensors, check_single_row, unpack_words
 NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
     "beam_width": (1,),
     "num_return_sequences": (1,),
-    "min_tokens": (0, 1),
-    "presence_penalty": (0.0,),
-    "frequency_penalty": (0.0,),
     "len_penalty": (0.0, 1.0),
     "beam_search_diversity_rate": (0.0,),
     "early_stopping": (0, 1),  # concerns beam search only
@@ -34,8 +33,6 @@ NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
 }
 # Inputs that carry data for features that are not there: refused unless empty.
 UNSUPPORTED_DATA = (
-    "bad_words_list",
-    "embedding_bias",
     "draft_input_ids",
     "draft_logits",
     "decoder_input_ids",
@@ -112,6 +109,9 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
         sampling=_sampling(inputs),
         end_id=None if inputs.flag("ignore_eos") else _end_id(inputs, default_end_id),
         stop_sequences=unpack_words("stop_words_list", inputs.array("stop_words_list")),
+        min_tokens=inputs.one("min_tokens", 0),
+        bad_sequences=unpack_words("bad_words_list", inputs.array("bad_words_list")),
+        logit_bias=_logit_bias(inputs),
         streaming=inputs.flag("streaming"),
         return_log_probs=flags.log_probs,
         return_prompt_log_probs=inputs.flag("return_prompt_log_probs"),
@@ -134,8 +134,20 @@ def _sampling(inputs: Tensors) -> SamplingParams:
         top_p=1.0 if top_p == 0.0 else top_p,
         min_p=min_p,
         repetition_penalty=inputs.one("repetition_penalty", 1.0),
+        presence_penalty=inputs.one("presence_penalty", 0.0),
+        frequency_penalty=inputs.one("frequency_penalty", 0.0),
         seed=secrets.randbits(63) if seed is None else seed,
     )
+
+
+def _logit_bias(inputs: Tensors) -> dict[int, float]:
+    """NVIDIA's tensor has a value for every token; nearly all are zero."""
+    if (array := inputs.array("embedding_bias")) is None:
+        return {}
+    check_single_row("embedding_bias", array)
+    values = array.reshape(-1)
+    (ids,) = np.nonzero(values)  # a NaN is among them, and is refused with its token
+    return dict(zip(ids.tolist(), values[ids].tolist(), strict=True))
 
 
 def _end_id(inputs: Tensors, default: int | None) -> int | None:

@@ -1,7 +1,10 @@
 """What `preprocessing` does: text, messages or ids in, the engine's inputs and the stream's context out."""
 
+from collections.abc import Sized
+
 import numpy as np
 
+from mixtral_runtime.engine import MAX_BAD_SEQUENCES
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_serving.detokenizer import MAX_STOPS
 from mixtral_serving.prompt import Prompt, PromptBuilder
@@ -20,7 +23,9 @@ CLIENT_NAMES = {
     "DECODER_QUERY": "decoder_text_input",
 }
 PROMPTS = ("text_input", "messages", "input_ids")
-UNSUPPORTED = ("decoder_text_input", "embedding_bias_words", "embedding_bias_weights", "prompt_table_extra_id")
+UNSUPPORTED = ("decoder_text_input", "prompt_table_extra_id")
+BIASES = ("embedding_bias_words", "embedding_bias_weights", "logit_bias_ids", "logit_bias_values")
+MAX_BAD_WORDS = MAX_BAD_SEQUENCES // 2  # each may have two spellings
 
 
 def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array]:
@@ -34,6 +39,9 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array
     stops = [stop for stop in inputs.texts("stop_words") if stop]
     if len(stops) > MAX_STOPS:
         raise InvalidArgument(f"there are {len(stops)} stop words, the limit is {MAX_STOPS}")
+    bad_words = [word for word in inputs.texts("bad_words") if word]
+    if len(bad_words) > MAX_BAD_WORDS:
+        raise InvalidArgument(f"there are {len(bad_words)} bad words, the limit is {MAX_BAD_WORDS}")
     context = StreamContext(
         prompt_tail=prompt.ids[-_TAIL_TOKENS:],
         stops=stops,
@@ -49,13 +57,42 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors) -> dict[str, Array
         "STREAM_CONTEXT": context.pack(),
     }
     # A tensor that says nothing is left out: each costs the time to the first token some 20 microseconds.
-    for name, words in (("STOP_WORDS_IDS", stops), ("BAD_WORDS_IDS", inputs.texts("bad_words"))):
-        if words:
-            outputs[name] = pack_words(builder.encode_words(words))
+    if stops:
+        outputs["STOP_WORDS_IDS"] = pack_words(builder.encode_words(stops))
+    if bad_words:
+        outputs["BAD_WORDS_IDS"] = pack_words(builder.encode_bad_words(bad_words))
+    if (bias := embedding_bias(builder, inputs)) is not None:
+        outputs["EMBEDDING_BIAS"] = bias[None]
     for name in ("end_id", "pad_id"):
         if (value := inputs.one(name, -1)) >= 0:
             outputs[f"OUT_{name.upper()}"] = np.array([[value]], np.int32)
     return outputs
+
+
+def embedding_bias(builder: PromptBuilder, inputs: Tensors) -> Array | None:
+    """FP32 [vocabulary]: what is added to each token's logit. Of a word every token gets the weight, as NVIDIA has it;
+    what is said of a token several times adds up. None when no bias is given."""
+    if not any(name in inputs for name in BIASES):
+        return None
+    bias = np.zeros(len(builder.vocabulary.token_bytes), np.float32)
+    words, weights = inputs.texts("embedding_bias_words"), inputs.numbers("embedding_bias_weights")
+    _check_same_length("embedding_bias_words", words, "embedding_bias_weights", weights)
+    for word, weight in zip(words, weights, strict=True):
+        for ids in builder.encode_words([word]):
+            np.add.at(bias, ids, weight)
+    ids, values = inputs.ids("logit_bias_ids") or [], inputs.numbers("logit_bias_values")
+    _check_same_length("logit_bias_ids", ids, "logit_bias_values", values)
+    if (wrong := next((i for i in ids if not 0 <= i < len(bias)), None)) is not None:
+        raise InvalidArgument(f"logit_bias_ids has token id {wrong}, ids run from 0 to {len(bias) - 1}")
+    np.add.at(bias, ids, values)
+    return bias if bias.any() else None
+
+
+def _check_same_length(keys_name: str, keys: Sized, values_name: str, values: Sized) -> None:
+    if len(keys) != len(values):
+        raise InvalidArgument(
+            f"{keys_name} has {len(keys)} values and {values_name} {len(values)}, they belong together"
+        )
 
 
 def build_prompt(builder: PromptBuilder, inputs: Tensors) -> Prompt:

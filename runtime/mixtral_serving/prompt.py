@@ -71,8 +71,19 @@ class PromptBuilder:
         return Prompt(ids, self.vocabulary.decode_bytes(ids).decode(errors="replace"), strip_space=False)
 
     def encode_words(self, words: list[str]) -> list[list[int]]:
-        """Stop or bad words as token lists, without special tokens; empty words are no words."""
+        """Words as token lists, without special tokens; empty words are no words."""
         return [encode_text(self.tokenizer, word) for word in words if word]
+
+    def encode_bad_words(self, words: list[str]) -> list[list[int]]:
+        """Each word as it is spelled after a space and where it goes on with a word or a line; the same once."""
+        head = encode_text(self.tokenizer, "\n")
+        spellings = []
+        for word in filter(None, words):
+            spellings.append(encode_text(self.tokenizer, word))
+            joined = encode_text(self.tokenizer, f"\n{word}")
+            if joined[: len(head)] == head:
+                spellings.append(joined[len(head) :])
+        return [list(ids) for ids in dict.fromkeys(map(tuple, spellings))]
 
 
 def parse_messages(messages_json: str) -> list[dict[str, str]]:

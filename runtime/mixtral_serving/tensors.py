@@ -54,6 +54,14 @@ class Tensors:
         ids: list[int] = array.reshape(-1).tolist()
         return ids
 
+    def numbers(self, name: str) -> list[float]:
+        """A row of numbers; empty when the tensor is absent."""
+        if (array := self._arrays.get(name)) is None:
+            return []
+        check_single_row(name, array)
+        values: list[float] = array.reshape(-1).tolist()
+        return values
+
     def text(self, name: str) -> str | None:
         """One string, or None. Raises InvalidArgument when it is not UTF-8 or there are several."""
         if (array := self._arrays.get(name)) is None:

@@ -38,6 +38,11 @@ def test_every_option_arrives_with_its_type_and_a_batch_dimension() -> None:
         top_p=0.25,
         min_p=0.125,
         repetition_penalty=1.5,
+        presence_penalty=0.75,
+        frequency_penalty=-0.5,
+        logit_bias=((5, -100.0), (7, 1.5)),
+        min_tokens=3,
+        bad_words=("owl",),
         seed=2**64 - 1,
         exclude_input_in_output=False,
         ignore_eos=True,
@@ -59,6 +64,12 @@ def test_every_option_arrives_with_its_type_and_a_batch_dimension() -> None:
         "top_p": "FP32",
         "min_p": "FP32",
         "repetition_penalty": "FP32",
+        "presence_penalty": "FP32",
+        "frequency_penalty": "FP32",
+        "logit_bias_ids": "INT32",
+        "logit_bias_values": "FP32",
+        "min_tokens": "INT32",
+        "bad_words": "BYTES",
         "seed": "UINT64",
         "exclude_input_in_output": "BOOL",
         "ignore_eos": "BOOL",
@@ -77,7 +88,9 @@ def test_every_option_arrives_with_its_type_and_a_batch_dimension() -> None:
     assert values["seed"] == [[2**64 - 1]]
     assert values["stream"] == [[False]]
     assert values["exclude_input_in_output"] == [[False]]
-    assert {field.name for field in fields(GenerationOptions)} <= set(values)
+    assert values["bad_words"] == [[b"owl"]]
+    assert (values["logit_bias_ids"], values["logit_bias_values"]) == ([[5, 7]], [[-100.0, 1.5]])
+    assert {field.name for field in fields(GenerationOptions)} - {"logit_bias"} <= set(values)
 
 
 def test_outputs_are_requested_only_when_asked_for() -> None:

@@ -95,7 +95,18 @@ def requests() -> list[Request]:
         Request(
             prompt,
             max_tokens=5 + 9 * n,  # they leave one by one
-            sampling=SamplingParams(temperature=0.0 if n == 0 else 0.9, top_p=0.95, repetition_penalty=1.1, seed=n),
+            sampling=SamplingParams(
+                temperature=0.0 if n == 0 else 0.9,
+                top_p=0.95,
+                repetition_penalty=1.1,
+                presence_penalty=0.4 * n,
+                frequency_penalty=0.5 if n % 2 else 0.0,
+                seed=n,
+            ),
+            end_id=11,
+            min_tokens=3 * n,
+            bad_sequences=[[n], [5, 6 + n]],
+            logit_bias={20 + n: 2.0, 30: -100.0} if n % 3 else {},
             return_log_probs=True,
             return_prompt_log_probs=True,
             top_log_probs=3,

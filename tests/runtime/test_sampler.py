@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtral_runtime.engine import SamplingParams
-from mixtral_runtime.pytorch.sampler import Draw, sample, token_log_probs, top_log_probs, uniform
+from mixtral_runtime.pytorch.sampler import Constraints, Draw, sample, token_log_probs, top_log_probs, uniform
 
 PROBS = [0.05, 0.4, 0.1, 0.3, 0.15]
 LOGITS = torch.tensor([PROBS]).log()
@@ -77,11 +77,91 @@ def test_repetition_penalty_changes_greedy_too() -> None:
     assert sample(torch.tensor([[1.5, 1.0, 0.0]]), [draw]).tolist() == [1]
 
 
+def test_presence_and_frequency_penalty_are_taken_from_the_logits_of_the_output() -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c counting the output: OpenAI's API reference."""
+    params = SamplingParams(1.0, presence_penalty=0.5, frequency_penalty=0.25)
+    seen, prompt_len = [4, 4, 2, 0, 2, 2], 3  # the 4s and one 2 are the prompt's
+    draws = [Draw(replace(params, seed=seed), 3, seen, prompt_len) for seed in range(DRAWS)]
+    found = Counter(sample(LOGITS.expand(DRAWS, -1), draws).tolist())
+    taken = {0: 0.5 + 0.25, 2: 0.5 + 2 * 0.25}
+    expected = {i: p * math.exp(-taken.get(i, 0.0)) for i, p in enumerate(PROBS)}
+    assert_distribution({token: count / DRAWS for token, count in sorted(found.items())}, expected)
+
+
+def test_a_bias_is_added_before_the_filters() -> None:
+    bias = (torch.tensor([0, 1]), torch.tensor([math.log(4.0), -100.0]))
+    draws = [Draw(replace(RANDOM, top_k=2), step, [], 0, Constraints(bias=bias)) for step in range(DRAWS)]
+    found = Counter(sample(LOGITS.expand(DRAWS, -1), draws).tolist())
+    assert_distribution({t: c / DRAWS for t, c in sorted(found.items())}, {0: 0.2, 3: 0.3})
+
+
+def test_the_logits_given_are_not_changed() -> None:
+    logits = LOGITS.clone()
+    constraints = Constraints(0, 9, [[1]], (torch.tensor([3]), torch.tensor([1.0])))
+    sample(logits, [Draw(SamplingParams(1.0, repetition_penalty=2.0, presence_penalty=1.0), 1, [3], 0, constraints)])
+    assert torch.equal(logits, LOGITS)
+
+
+def test_a_bad_sequence_is_banned_only_where_its_last_token_would_complete_it() -> None:
+    constraints = Constraints(bad_sequences=[[7], [1, 2, 3], [2, 4]])
+    assert constraints.banned([5, 1, 2], 0) == [7, 3, 4]
+    assert constraints.banned([1, 2, 5], 0) == [7]
+    assert constraints.banned([1, 5], 0) == [7]
+    assert constraints.banned([2], 0) == [7, 4]
+    assert constraints.banned([], 0) == [7]
+
+
+def test_the_end_token_is_banned_until_min_tokens() -> None:
+    constraints = Constraints(end_id=1, min_tokens=2)
+    greedy = [sample(LOGITS, [Draw(SamplingParams(), step, [], 0, constraints)]).item() for step in range(4)]
+    assert greedy == [3, 3, 1, 1]
+    assert Constraints(end_id=None, min_tokens=2).banned([], 0) == []
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=40),
+    st.sets(st.integers(0, 39), min_size=1),
+    st.integers(0, 2**64 - 1),
+    st.data(),
+)
+def test_a_banned_token_is_never_drawn(values: list[float], banned: set[int], seed: int, data: st.DataObject) -> None:
+    banned = {token for token in banned if token < len(values)}
+    params = SamplingParams(
+        temperature=data.draw(st.floats(0, 100)),
+        top_k=data.draw(st.integers(0, 50)),
+        top_p=data.draw(st.floats(0.01, 1)),
+        frequency_penalty=data.draw(st.floats(-100, 100)),
+        seed=seed,
+    )
+    bias = (torch.arange(len(values)), torch.full((len(values),), data.draw(st.floats(-10000, 10000, width=32))))
+    constraints = Constraints(bad_sequences=[[token] for token in banned], bias=bias)
+    token = int(sample(torch.tensor([values]), [Draw(params, 3, [0, 0, 1], 0, constraints)]).item())
+    assert token not in banned or len(banned) == len(values)
+    assert 0 <= token < len(values)
+
+
 def test_a_row_is_sampled_alike_alone_and_among_others() -> None:
     torch.manual_seed(0)
     logits = torch.randn(40, 97) * 3
+    bias = (torch.tensor([3, 96]), torch.tensor([5.0, -5.0]))
     draws = [
-        Draw(SamplingParams(0.1 + row / 20, row % 7, 1 - row / 80, row / 100, 1 + row % 2, row), row, [row, row + 1])
+        Draw(
+            SamplingParams(
+                temperature=0.1 + row / 20,
+                top_k=row % 7,
+                top_p=1 - row / 80,
+                min_p=row / 100,
+                repetition_penalty=1 + row % 2,
+                presence_penalty=row % 3 / 2,
+                frequency_penalty=row % 5 - 2,
+                seed=row,
+            ),
+            row,
+            [row, row + 1],
+            prompt_len=row % 2,
+            constraints=Constraints(row, 20, [[row % 11]] * (row % 4), bias if row % 3 else None),
+        )
         for row in range(40)
     ]
     together = sample(logits, draws).tolist()

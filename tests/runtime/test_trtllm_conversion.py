@@ -43,39 +43,61 @@ def given(thing: Any) -> dict[str, Any]:
     return {name: value for name, value in thing._values.items() if value is not None}
 
 
+def converted(request: Request) -> Any:
+    return bindings_request(trtllm, request, vocab_size=160)
+
+
 # Requests
 
 
 def test_a_plain_request_names_end_token_and_output_and_nothing_else() -> None:
-    converted = bindings_request(trtllm, replace(PLAIN, end_id=2))
-    assert converted.input_token_ids == [1, 2, 3]
-    assert converted.max_tokens == 8
-    assert converted.streaming is True
-    assert converted.end_id == 2
-    assert converted._bound["priority"] == 0.5
-    for name in ("stop_words", "bad_words", "allotted_time_ms", "cache_salt_id", "client_id", "pad_id", "lora_config"):
-        assert getattr(converted, name) is None, name
+    request = converted(replace(PLAIN, end_id=2))
+    assert request.input_token_ids == [1, 2, 3]
+    assert request.max_tokens == 8
+    assert request.streaming is True
+    assert request.end_id == 2
+    assert request._bound["priority"] == 0.5
+    for name in (
+        "stop_words", "bad_words", "embedding_bias", "allotted_time_ms", "cache_salt_id", "client_id", "pad_id",
+        "lora_config",
+    ):  # fmt: skip
+        assert getattr(request, name) is None, name
 
 
 def test_the_prompt_never_comes_back_in_an_output() -> None:
     for streaming in (True, False):
-        assert bindings_request(trtllm, replace(PLAIN, streaming=streaming)).output_config.exclude_input_from_output
+        assert converted(replace(PLAIN, streaming=streaming)).output_config.exclude_input_from_output
 
 
 def test_without_an_end_token_one_is_named_that_never_comes() -> None:
-    assert bindings_request(trtllm, PLAIN).end_id == -1
+    assert converted(PLAIN).end_id == -1
 
 
 def test_stop_sequences_are_lists_of_token_lists() -> None:
-    assert bindings_request(trtllm, replace(PLAIN, stop_sequences=[[5], [6, 7]])).stop_words == [[5], [6, 7]]
+    assert converted(replace(PLAIN, stop_sequences=[[5], [6, 7]])).stop_words == [[5], [6, 7]]
+
+
+def test_bad_sequences_are_lists_of_token_lists() -> None:
+    assert converted(replace(PLAIN, bad_sequences=[[5], [6, 7]])).bad_words == [[5], [6, 7]]
+
+
+def test_biases_are_one_tensor_over_the_vocabulary() -> None:
+    bias = converted(replace(PLAIN, logit_bias={5: -100.0, 159: 2.5})).embedding_bias
+    assert (bias.shape, bias.dtype) == ((160,), torch.float32)
+    assert {i: value for i, value in enumerate(bias.tolist()) if value} == {5: -100.0, 159: 2.5}
+
+
+def test_min_tokens_are_a_sampling_parameter() -> None:
+    assert converted(replace(PLAIN, min_tokens=3)).sampling_config.min_tokens == 3
+    assert converted(PLAIN).sampling_config.min_tokens is None
 
 
 def test_the_allotted_time_is_a_timedelta_whatever_its_name_says() -> None:
-    assert bindings_request(trtllm, replace(PLAIN, timeout_s=1.5)).allotted_time_ms == timedelta(milliseconds=1500)
+    assert converted(replace(PLAIN, timeout_s=1.5)).allotted_time_ms == timedelta(milliseconds=1500)
 
 
 def test_priority_is_passed() -> None:
-    assert bindings_request(trtllm, replace(PLAIN, priority=0.9))._bound["priority"] == 0.9
+    assert converted(replace(PLAIN, priority=0.9))._bound["priority"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -90,6 +112,10 @@ def test_priority_is_passed() -> None:
         (
             SamplingParams(1.0, min_p=0.1, repetition_penalty=1.2, seed=2**64 - 1),
             {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.1, "repetition_penalty": 1.2, "seed": 2**64 - 1},
+        ),
+        (
+            SamplingParams(presence_penalty=0.5, frequency_penalty=-2.0),
+            {"top_k": 1, "presence_penalty": 0.5, "frequency_penalty": -2.0, "seed": 0},
         ),
         (SamplingParams(repetition_penalty=1.2), {"top_k": 1, "repetition_penalty": 1.2, "seed": 0}),
     ],
@@ -115,7 +141,7 @@ def test_prompt_log_probs_need_an_engine_that_gathers_context_logits(manifest: M
         check_returnable(request, manifest.returns)
     gathers = replace(manifest.returns, prompt_log_probs=True)
     check_returnable(request, gathers)
-    assert bindings_request(trtllm, request).output_config.return_context_logits is True
+    assert converted(request).output_config.return_context_logits is True
     config = executor_config(trtllm, replace(manifest, returns=gathers), TensorRtLlmSettings())
     assert config.kv_cache_config.enable_block_reuse is False  # reused blocks would have no logits
 

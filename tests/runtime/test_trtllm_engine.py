@@ -32,6 +32,12 @@ def generate(engine: Any, collect: Any, **fields: Any) -> Any:
         {"sampling": SamplingParams(temperature=1.0, seed=5), "return_log_probs": True},
         {"return_log_probs": True},
         {"priority": 1.0, "timeout_s": 60.0},
+        {"sampling": SamplingParams(presence_penalty=2.0, frequency_penalty=1.5)},
+        {
+            "sampling": SamplingParams(temperature=1.0, presence_penalty=-0.5, seed=3),
+            "logit_bias": {7: 3.0, 90: -100.0},
+        },
+        {"bad_sequences": [[5], [8, 33], [90, 17, 2]], "min_tokens": 6, "end_id": 44},
     ],
 )
 def test_a_request_gives_what_the_pytorch_engine_gives(

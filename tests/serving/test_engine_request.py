@@ -70,6 +70,29 @@ def test_flags_and_lists_reach_the_request() -> None:
     assert request.stop_sequences == [[5], [6, 7]]
 
 
+def test_penalties_and_constraints_reach_the_request() -> None:
+    bias = np.zeros((1, 32000), np.float32)
+    bias[0, [5, 31999]] = -100.0, 2.5
+    request = parsed(
+        presence_penalty=0.5,
+        frequency_penalty=-1.5,
+        min_tokens=3,
+        bad_words_list=pack_words([[5], [6, 7]]),
+        embedding_bias=bias,
+    )
+    assert (request.sampling.presence_penalty, request.sampling.frequency_penalty) == (0.5, -1.5)
+    assert request.sampling.greedy  # penalties do not make a request random
+    assert request.min_tokens == 3
+    assert request.bad_sequences == [[5], [6, 7]]
+    assert request.logit_bias == {5: -100.0, 31999: 2.5}
+
+
+def test_what_says_nothing_changes_nothing() -> None:
+    given = {"presence_penalty": 0.0, "min_tokens": 0, "embedding_bias": np.zeros((1, 8), np.float32)}
+    request = parsed(**given, bad_words_list=np.zeros((1, 2, 0), np.int32), seed=np.uint64(1))
+    assert request == parsed(seed=np.uint64(1))
+
+
 def test_responses_carry_one_token_unless_more_are_asked_for() -> None:
     assert engine_request(tensors(), default_end_id=2)[1].interval == 1
     assert engine_request(tensors(stream_interval=1024), default_end_id=2)[1].interval == 1024
@@ -107,6 +130,8 @@ def test_data_for_absent_features_is_refused_unless_empty(name: str) -> None:
         ({"temperature": np.ones((1, 2), np.float32)}, "temperature has 2 values, it must have one"),
         ({"stop_words_list": np.ones((1, 3, 2), np.int32)}, r"stop_words_list has shape \[1, 3, 2\]"),
         ({"stop_words_list": np.array([[[5, 6], [3, -1]]], np.int32)}, "stop_words_list has an end 3"),
+        ({"bad_words_list": np.array([[[5, 6], [3, -1]]], np.int32)}, "bad_words_list has an end 3"),
+        ({"embedding_bias": np.ones((2, 8), np.float32)}, "embedding_bias has 2 prompts in one request"),
     ],
 )
 def test_wrong_tensors_are_refused_with_name_and_value(given: dict[str, Any], complaint: str) -> None:

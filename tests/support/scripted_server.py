@@ -30,6 +30,8 @@ OUTPUT_TYPES: dict[str, Any] = {
     "top_token_log_probs": np.float32,
     "info": np.object_,
     "INPUT_ID": np.int32,
+    "vocabulary": np.object_,
+    "special_ids": np.int32,
 }
 
 
@@ -67,6 +69,12 @@ def heartbeat() -> Step:
     return answer()
 
 
+def story(text: tuple[str, ...] = ("Once", " upon", " a time"), finish: str = "stop", **last: Any) -> list[Step]:
+    """Each piece is one response of one token."""
+    steps = [answer(piece, num_input_tokens=[[5]], num_output_tokens=[[1]]) for piece in text]
+    return [*steps, answer("", finish, final=True, **last)]
+
+
 def failure(text: str) -> Step:
     return Step(service_pb2.ModelStreamInferResponse(error_message=text))
 
@@ -99,6 +107,8 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.cancelled = threading.Event()  # a client went away before the script's end
         self.ready = True
         self.info: object = {}
+        self.input_names = ["text_input", "messages", "input_ids", "max_tokens", "presence_penalty"]  # of the metadata
+        self.vocabulary: list[bytes] = [b"<unk>", b"<s>", b"</s>"]  # the special tokens, and what a test adds
         self.tokenize: Callable[[str], list[int]] = lambda text: [1, *text.encode()]
         self._script: Callable[[dict[str, Any]], Sequence[Step]] = lambda inputs: ()
         self._pool = ThreadPoolExecutor(max_workers=8)
@@ -146,10 +156,20 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     def ServerReady(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
+        answer = service_pb2.ModelMetadataResponse(name=request.name)
+        for name in self.input_names:
+            answer.inputs.add(name=name)
+        return answer
+
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         if request.model_name == "preprocessing":
-            return tensors(INPUT_ID=[self.tokenize(inputs_of(request)["QUERY"][0][0].decode())])
+            inputs = inputs_of(request)
+            prompt = (inputs.get("QUERY") or inputs["MESSAGES"])[0][0]
+            return tensors(INPUT_ID=[self.tokenize(prompt.decode())])
+        if any(output.name == "vocabulary" for output in request.outputs):
+            return tensors(vocabulary=[self.vocabulary], special_ids=[[0, 1, 2]])
         if isinstance(self.info, str):
             context.abort(grpc.StatusCode.NOT_FOUND, self.info)
         return tensors(info=[json.dumps(self.info).encode()])

@@ -21,11 +21,15 @@ DTYPES: dict[str, tuple[str, Any]] = {
     "messages": ("BYTES", np.object_),
     "stop_words": ("BYTES", np.object_),
     "bad_words": ("BYTES", np.object_),
+    "embedding_bias_words": ("BYTES", np.object_),
     "stop_reason": ("BYTES", np.object_),
     "input_ids": ("INT32", np.int32),
     "seed": ("UINT64", np.uint64),
 }
-FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+FLOATS = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "embedding_bias_weights", "logit_bias_values",
+)  # fmt: skip
 
 
 def infer_input(name: str, value: Any) -> grpc.InferInput:

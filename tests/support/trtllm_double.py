@@ -109,7 +109,7 @@ class Executor:
             return self._refuse("Return context logit need to build engine with gather_context_logits")
         with self._lock:
             try:
-                request_id = self._engine.submit(engine_request(request, limits))
+                request_id = self._engine.submit(engine_request(request, limits, self._vocab_size))
             except Unavailable as error:
                 raise RuntimeError(
                     f"[TensorRT-LLM][ERROR] Maximum queue size of {limits.max_queue_size} has been reached, please try "

@@ -26,6 +26,28 @@ NAN = float("nan")
         ({"text_input": STORY, "top_k": 5000}, "INVALID_ARGUMENT: top_k is 5000, it must be from 0 to 1024"),
         ({"text_input": STORY, "min_p": 1.5}, "INVALID_ARGUMENT: min_p is 1.5"),
         ({"text_input": STORY, "repetition_penalty": 0.0}, "INVALID_ARGUMENT: repetition_penalty is 0"),
+        (
+            {"text_input": STORY, "presence_penalty": 101.0},
+            "INVALID_ARGUMENT: presence_penalty is 101, it must be from",
+        ),
+        ({"text_input": STORY, "frequency_penalty": NAN}, "INVALID_ARGUMENT: frequency_penalty is nan"),
+        ({"text_input": STORY, "min_tokens": 6}, "INVALID_ARGUMENT: min_tokens is 6, .* max_tokens, which is 5"),
+        ({"text_input": STORY, "min_tokens": -1}, "INVALID_ARGUMENT: min_tokens is -1"),
+        ({"text_input": STORY, "bad_words": [f"w{n}" for n in range(65)]}, "INVALID_ARGUMENT: there are 65 bad words"),
+        ({"text_input": STORY, "bad_words": [b"\xff"]}, "INVALID_ARGUMENT: bad_words is not valid UTF-8"),
+        (
+            {"text_input": STORY, "logit_bias_ids": [10**6], "logit_bias_values": [1.0]},
+            "INVALID_ARGUMENT: logit_bias_ids has token id 1000000",
+        ),
+        (
+            {"text_input": STORY, "logit_bias_ids": [5], "logit_bias_values": [NAN]},
+            "INVALID_ARGUMENT: logit_bias of token 5 is nan, it must be from -10000 to 10000",
+        ),
+        ({"text_input": STORY, "logit_bias_ids": [5, 6]}, "INVALID_ARGUMENT: logit_bias_ids has 2 values and"),
+        (
+            {"text_input": STORY, "embedding_bias_words": ["a"]},
+            "INVALID_ARGUMENT: embedding_bias_words has 1 values and embedding_bias_weights 0",
+        ),
         ({"text_input": STORY, "timeout_ms": 0}, "INVALID_ARGUMENT: timeout_ms is 0"),
         ({"text_input": STORY, "stream_interval": 2000}, "INVALID_ARGUMENT: stream_interval is 2000, it must be from"),
         ({"text_input": STORY, "beam_width": 4}, "INVALID_ARGUMENT: beam_width is 4, this engine supports only 1"),

@@ -76,6 +76,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "min_p and repetition penalty": {
         "max_tokens": 40, "temperature": 1.2, "min_p": 0.1, "repetition_penalty": 1.2, "seed": 3
     },
+    "bad words, biases and a least length": {
+        "max_tokens": 40, "min_tokens": 30, "bad_words": ["boy", "girl"], "logit_bias_ids": [300, 400],
+        "logit_bias_values": [2.0, -100.0], "presence_penalty": 0.5, "frequency_penalty": 0.25,
+    },
     "ignoring the end": {"max_tokens": 120, "ignore_eos": True},
     "log probabilities": {"max_tokens": 20, "return_log_probs": True, "return_output_ids": True},
     "seeded log probabilities": {

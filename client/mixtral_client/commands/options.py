@@ -84,6 +84,21 @@ def _connection(
     return Connection(url, idle_timeout, TlsOptions(ca, cert, key) if encrypted else None)
 
 
+class LogitBias(click.ParamType):  # type: ignore[type-arg]  # only newer clicks can be subscripted
+    """A token id and what is added to its logit."""
+
+    name = "ID=BIAS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
+        if isinstance(value, tuple):
+            return value
+        token_id, _, bias = str(value).partition("=")
+        try:
+            return int(token_id), float(bias)
+        except ValueError:
+            self.fail(f"{value!r} is not a token id, = and a number", param, ctx)
+
+
 _FILE = click.Path(path_type=Path)
 
 connection_options = _packed(
@@ -199,6 +214,32 @@ generation_options = _packed(
         help="Above 1: tokens that have occurred become less likely. Default: 1.",
     ),
     click.option(
+        "--presence-penalty",
+        type=click.FloatRange(-100, 100),
+        help="Taken from the logits of tokens that occur in the output. Default: 0.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        type=click.FloatRange(-100, 100),
+        help="The same for each time that they occur. Default: 0.",
+    ),
+    click.option(
+        "--logit-bias",
+        type=LogitBias(),
+        multiple=True,
+        help="Added to the logit of a token, -100 bans and 100 forces it. May be given several times.",
+    ),
+    click.option(
+        "--min-tokens", type=click.IntRange(0, _INT32_MAX), help="No end token before so many tokens. Default: 0."
+    ),
+    click.option(
+        "--bad-word",
+        "bad_words",
+        multiple=True,
+        metavar="TEXT",
+        help="Never generate the tokens of this text. May be given several times.",
+    ),
+    click.option(
         "--seed",
         type=click.IntRange(0, 2**64 - 1),
         help="Sampling with the same seed gives the same text. Default: chosen by the server.",
@@ -215,7 +256,8 @@ generation_options = _packed(
         "--stream-interval",
         type=click.IntRange(1, 1024),
         metavar="N",
-        help="At least N tokens in each response after the first: less work for the server, a less even flow. Default: 1.",
+        help="At least N tokens in each response after the first: less work for the server, a less even flow. "
+        "Default: 1.",
     ),
     click.option("--token-ids", "return_output_ids", is_flag=True, help="Give the tokens' ids (with --json)."),
     click.option("--log-probs", "return_log_probs", is_flag=True, help="Give their log probabilities (with --json)."),

@@ -1,12 +1,17 @@
-"""What is served: manifest, limits and live statistics as JSON. Echoes bytes, for the server's self-test."""
+"""What is served: manifest, limits and live statistics as JSON. Echoes bytes, for the server's self-test.
+
+A request that names the output `vocabulary` gets the bytes of every token, special tokens by their names.
+"""
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_runtime.manifest import MANIFEST_NAME
+from mixtral_runtime.tokenizer import load_tokenizer
 from mixtral_serving.triton import (
     as_mixtral_error,
     call_engine,
@@ -17,6 +22,7 @@ from mixtral_serving.triton import (
     response,
 )
 from mixtral_serving.triton_log import log_to_triton
+from mixtral_serving.vocabulary import Vocabulary
 
 
 class TritonPythonModel:
@@ -33,6 +39,8 @@ class TritonPythonModel:
             stats = engine_stats()
             info = {"manifest": self.manifest, "limits": stats.pop("limits"), "stats": stats}
             outputs = {"info": np.array([[json.dumps(info)]], np.object_)}
+            if "vocabulary" in request.requested_output_names():
+                outputs |= vocabulary_outputs()
             if (echo := read(request).array("echo")) is not None:
                 outputs["echo"] = echo
             return response(outputs)
@@ -40,6 +48,20 @@ class TritonPythonModel:
             if not isinstance(error, MixtralError):
                 self.log.exception("the engine's statistics could not be read")
             return error_response(as_mixtral_error(error))
+
+
+@lru_cache(maxsize=1)
+def vocabulary_outputs() -> dict[str, Any]:
+    """Read at the first request for it, since most servers get none."""
+    tokenizer = load_tokenizer(engine_dir() / "tokenizer")
+    token_bytes = Vocabulary.of(tokenizer).token_bytes.copy()
+    special = [i for i, added in tokenizer.added_tokens_decoder.items() if added.special]
+    for index in special:
+        token_bytes[index] = tokenizer.added_tokens_decoder[index].content.encode()
+    return {
+        "vocabulary": np.array([token_bytes], np.object_),
+        "special_ids": np.array([special], np.int32),
+    }
 
 
 def engine_stats() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from mixtral_runtime.engine import Counts, FinishReason, Output, Request, TopLogProbs
 from mixtral_runtime.errors import MixtralError
+from mixtral_runtime.pytorch.sampler import Constraints
 
 
 @dataclass(slots=True, eq=False)
@@ -17,6 +18,7 @@ class Sequence:
     request: Request
     deadline: float | None
     tokens: list[int] = field(init=False)
+    constraints: Constraints = field(init=False)
     computed: int = 0
     block_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -32,6 +34,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+        self.constraints = Constraints.of(self.request)
 
     @property
     def prompt_len(self) -> int:

@@ -85,7 +85,9 @@ def _sample(logits: Tensor, results: list[StepResult]) -> None:
 
 def _draw(work: Work) -> Draw:
     sequence = work.sequence
-    return Draw(sequence.request.sampling, sequence.output_len, sequence.tokens)
+    return Draw(
+        sequence.request.sampling, sequence.output_len, sequence.tokens, sequence.prompt_len, sequence.constraints
+    )
 
 
 def _wants_log_probs(result: StepResult) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 from mixtral_runtime.engine import FinishReason, Request, SamplingParams
 from mixtral_runtime.errors import Internal, InvalidArgument, MixtralError, Unavailable
 from mixtral_runtime.manifest import Returns
@@ -41,19 +43,25 @@ def check_returnable(request: Request, returns: Returns) -> None:
         raise InvalidArgument(f"top_log_probs is {request.top_log_probs}, TensorRT-LLM engines support only 0")
 
 
-def bindings_request(trtllm: Any, request: Request) -> Any:
+def bindings_request(trtllm: Any, request: Request, vocab_size: int) -> Any:
     """A Request of the bindings. The prompt comes back in no output, and an end token is always named: without one
     the library's default would decide."""
     arguments: dict[str, Any] = {}
     if request.stop_sequences:
         arguments["stop_words"] = request.stop_sequences
+    if request.bad_sequences:
+        arguments["bad_words"] = request.bad_sequences
+    if request.logit_bias:
+        bias = torch.zeros(vocab_size)  # float32, the type in which engines give their logits
+        bias[list(request.logit_bias)] = torch.tensor(list(request.logit_bias.values()))
+        arguments["embedding_bias"] = bias
     if request.timeout_s is not None:
         arguments["allotted_time_ms"] = timedelta(seconds=request.timeout_s)  # despite its name
     return trtllm.Request(
         input_token_ids=request.prompt_ids,
         max_tokens=request.max_tokens,
         streaming=request.streaming,
-        sampling_config=sampling_config(trtllm, request.sampling),
+        sampling_config=sampling_config(trtllm, request.sampling, request.min_tokens),
         output_config=trtllm.OutputConfig(
             return_log_probs=request.return_log_probs,
             return_context_logits=request.return_prompt_log_probs,
@@ -66,12 +74,17 @@ def bindings_request(trtllm: Any, request: Request) -> Any:
     )
 
 
-def sampling_config(trtllm: Any, sampling: SamplingParams) -> Any:
+def sampling_config(trtllm: Any, sampling: SamplingParams, min_tokens: int = 0) -> Any:
     """A SamplingConfig of the bindings. top_k or top_p is always given: without both the library is greedy whatever
     the temperature, and returns no log probabilities. The seed is always given: its default is 0 for everyone."""
     arguments: dict[str, Any] = {"seed": sampling.seed}
     if sampling.repetition_penalty != 1.0:
         arguments["repetition_penalty"] = sampling.repetition_penalty
+    for name in ("presence_penalty", "frequency_penalty"):
+        if penalty := getattr(sampling, name):
+            arguments[name] = penalty
+    if min_tokens:
+        arguments["min_tokens"] = min_tokens
     if sampling.greedy:
         return trtllm.SamplingConfig(top_k=1, **arguments)
     if sampling.min_p > 0.0:

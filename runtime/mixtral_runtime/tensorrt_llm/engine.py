@@ -91,7 +91,8 @@ class TensorRtLlmEngine:
             if self._closing:
                 raise Unavailable("the engine is shutting down")
             try:
-                request_id: int = self._executor.enqueue_request(bindings_request(self._trtllm, request))
+                converted = bindings_request(self._trtllm, request, self._manifest.model.vocab_size)
+                request_id: int = self._executor.enqueue_request(converted)
             except Exception as error:
                 refusal = enqueue_error(error, self._limits.max_queue_size)
                 if isinstance(refusal, Internal):

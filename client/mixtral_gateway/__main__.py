@@ -1,0 +1,5 @@
+"""python -m mixtral_gateway"""
+
+from mixtral_gateway.cli import main
+
+main()

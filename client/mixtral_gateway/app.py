@@ -1,0 +1,106 @@
+"""The gateway as an ASGI application."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from mixtral_gateway.access_log import AccessLog
+from mixtral_gateway.backend import Backend
+from mixtral_gateway.errors import ApiError
+from mixtral_gateway.frame import Frame
+from mixtral_gateway.generate import Generate, Running
+from mixtral_gateway.metrics import Metrics
+from mixtral_gateway.settings import Settings
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(settings: Settings, log: AccessLog | None = None) -> Starlette:
+    """log: standard error by default. The running requests are `app.state.running`, a `generate.Running`."""
+    metrics, running, started = Metrics(), Running(), int(time.time())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Backend]]:
+        backend = Backend(settings)
+        try:
+            yield {"backend": backend}
+        finally:
+            await backend.close()
+
+    async def models(request: Request) -> Response:
+        limits = (probe.status.limits if (probe := await _backend(request).probe()).status else {}) or {}
+        entries = [_model(name, started, limits) for name in settings.models]
+        return _json({"object": "list", "data": entries})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in settings.models:
+            message = f"the model {name[:100]!r} does not exist, see /v1/models"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        return _json(_model(name, started, {}))
+
+    async def health(request: Request) -> Response:
+        if running.draining:
+            return _json({"status": "draining"}, 503)
+        probe = await _backend(request).probe()
+        if not probe.ready:
+            return _json({"status": "unavailable", "reason": probe.error}, 503)
+        return _json({"status": "ok"})
+
+    async def live(request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def metrics_page(request: Request) -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    middleware = [Middleware(Frame, settings=settings, metrics=metrics, log=log or AccessLog())]
+    if settings.cors_origins:
+        cors: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), **cors))
+    app = Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/chat/completions", Generate("chat", settings, metrics, running)),
+            Route("/v1/completions", Generate("completions", settings, metrics, running)),
+            Route("/health", health),
+            Route("/live", live),
+            Route("/metrics", metrics_page),
+            Mount("/", StaticFiles(directory=STATIC, html=True)),
+        ],
+        middleware=middleware,
+        exception_handlers={HTTPException: _reraise},
+        lifespan=lifespan,
+    )
+    app.state.running = running
+    return app
+
+
+async def _reraise(request: Request, error: Exception) -> Response:
+    raise error  # the frame makes OpenAI's error object of it
+
+
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.state.backend
+    return backend
+
+
+def _model(name: str, created: int, limits: dict[str, Any]) -> dict[str, Any]:
+    entry = {"id": name, "object": "model", "created": created, "owned_by": "mixtral-triton"}
+    return entry | ({"max_model_len": limits["max_seq_len"]} if "max_seq_len" in limits else {})
+
+
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

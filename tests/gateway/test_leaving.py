@@ -1,0 +1,58 @@
+"""A client that leaves cancels the generation; a gateway that stops lets requests end, for a while."""
+
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+from gateway_thread import RunningGateway
+from scripted_server import ScriptedServer, answer, hang
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+
+
+def wait_for_status(gateway: RunningGateway, status: int) -> None:
+    deadline = time.monotonic() + 20
+    while not any(record["status"] == status for record in gateway.records()):
+        assert time.monotonic() < deadline, gateway.log.getvalue()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_leaving_a_stream_cancels_it(gateway: RunningGateway, triton: ScriptedServer, choices: int) -> None:
+    triton.play(answer("Once"), hang())
+    body = CHAT | {"stream": True, "n": choices}
+    with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body) as streamed:
+        next(streamed.iter_lines())
+    assert triton.cancelled.wait(20)
+    wait_for_status(gateway, 499)
+
+
+@pytest.mark.parametrize("first", [[], [answer("Once")]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_leaving_before_anything_was_answered_cancels_it(
+    gateway: RunningGateway, triton: ScriptedServer, stream: bool, first: list[Any]
+) -> None:
+    triton.play(*([] if stream else first), hang())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | {"stream": stream}, timeout=0.5)
+    assert triton.cancelled.wait(20)
+    wait_for_status(gateway, 499)
+
+
+def test_a_connection_that_breaks_off_in_its_body_is_let_go(gateway: RunningGateway) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 999\r\n\r\n{"model":'
+        )
+    wait_for_status(gateway, 499)
+
+
+def test_endless_headers_are_refused(gateway: RunningGateway) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X-Filler: " + b"a" * 70_000)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
