@@ -59,7 +59,7 @@ class Detokenizer:
         finish_reason = inputs.one("FINISH_REASON")
         if (error := inputs.one("STREAM_ERROR")) is not None:
             self.drop(stream_id)
-            raise unpack_error(error.decode())
+            raise unpack_error(error.decode(errors="replace"))
         was_stopped = stream.text.stopped
         piece = stream.text.push(ids, final=finish_reason is not None)
         text = piece.text
