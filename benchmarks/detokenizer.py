@@ -29,6 +29,7 @@ from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "models" / "tiny-mixtral"
 LENGTHS = (128, 512, 2048, 8192, 32768)  # tokens of an output
 GROUPS = (1, 8, 64)  # tokens per call
 STOPS = ("</answer>", "\nUser:", "###", "\n\n\n")  # none is in the text
@@ -132,26 +133,43 @@ def measure_responses(builder: PromptBuilder, rounds: int, stops: Sequence[str])
     }
 
 
-@click.command()
-@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), default=ROOT / "models" / "tiny-mixtral")
+def table(measured: list[dict[str, Any]]) -> str:
+    """Microseconds per token: a line for each way and group size, a column for each length."""
+    lines = [f"{'':32s}" + "".join(f"{length:>10d}" for length in LENGTHS)]
+    for size in GROUPS:
+        for way in dict.fromkeys(entry["way"] for entry in measured):
+            us = [e["us_per_token"] for e in measured if (e["way"], e["tokens_per_call"]) == (way, size)]
+            lines.append(f"{way + f', {size} a call':32s}" + "".join(f"{value:10.2f}" for value in us))
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__)
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), default=MODEL, help="A model's folder.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--note", default="", help="What else the machine did meanwhile.")
-@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "benchmarks" / "results", show_default=True)
-def main(tokenizer: Path, rounds: int, note: str, out: Path) -> None:
+@click.option("--output", type=click.Path(path_type=Path), help="Instead of the folder of this hardware in results/.")
+def main(tokenizer: Path, rounds: int, note: str, output: Path | None) -> None:
     builder = PromptBuilder.load(tokenizer)
     machine = describe(("tokenizers",))
-    result = {
+    report: dict[str, Any] = {
         "machine": machine,
+        "measured_at": time.strftime("%Y-%m-%d"),
         "note": note,
         "vocabulary": len(builder.vocabulary.token_bytes),
         "rounds": rounds,
         "ways": measure_ways(builder, rounds),
         "responses": [measure_responses(builder, rounds, stops) for stops in ((), STOPS)],
     }
-    path = out / slug(str(machine["processor"])) / "detokenizer.json"
+    path = output or ROOT / "benchmarks" / "results" / slug(str(machine["processor"])) / "detokenizer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    click.echo(path)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    click.echo(table(report["ways"]))
+    for fit in report["responses"]:
+        click.echo(
+            f"a response, {fit['stop_strings']} stop strings: "
+            f"{fit['us_per_response']} µs and {fit['us_per_token']} µs a token"
+        )
+    click.echo(f"written: {path}", err=True)
 
 
 if __name__ == "__main__":

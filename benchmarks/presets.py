@@ -31,8 +31,9 @@ def run(preset: str, url: str, folder: Path) -> None:
     """Writes `PRESET.json` and `PRESET-PICTURE.png`; earlier ones stay when the run fails. Raises ClickException."""
     with tempfile.TemporaryDirectory() as name:
         new = Path(name)
-        options = ["--preset", preset, *SHORTENED[preset], "--output", new / "result.json", "--pictures", new]
-        if subprocess.run([sys.executable, "-m", "mixtral_client", "bench", "--url", url, *options]).returncode:
+        options: list[str | Path] = ["--output", new / "result.json", "--pictures", new, *SHORTENED[preset]]
+        command = [sys.executable, "-m", "mixtral_client", "bench", "--preset", preset, "--url", url, *options]
+        if subprocess.run(command).returncode:
             raise click.ClickException(f"the preset {preset} failed, as said above")
         for old in folder.glob(f"{preset}-*.png"):
             old.unlink()

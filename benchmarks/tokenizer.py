@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ import tritonclient.grpc as grpc
 from machine import describe, slug
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "synthetic"))
-from make_engine import MODEL, PLUGIN_FOLDER, make_engine
+from make_engine import MODEL, PLUGIN_FOLDER, TOKENIZER_FILES, make_engine
 
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.injection import PLUGIN_PATH
+from mixtral_runtime.manifest import Manifest, describe_files
 from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
 from mixtral_serving.server.free_address import free_address
 from mixtral_serving.server.process import ServerProcess
@@ -59,8 +60,10 @@ VARIANTS = [Variant(instances, parallel) for instances in (1, 2) for parallel in
 class Prompts:
     """Texts of this project's pages with a given number of tokens, each another one."""
 
-    def __init__(self) -> None:
-        self.tokenizer = load_tokenizer(MODEL)
+    def __init__(self, folder: Path) -> None:
+        """folder: of the tokenizer."""
+        self.folder = folder
+        self.tokenizer = load_tokenizer(folder)
         pages = sorted((ROOT / "docs").glob("*.md"))
         self._words = " ".join(page.read_text(encoding="utf-8") for page in pages).split(" ")
         self._next = 0
@@ -136,13 +139,29 @@ def _tensor(name: str, values: list[list[Any]], datatype: str) -> grpc.InferInpu
     return tensor
 
 
+def write_engine(folder: Path, prompts: Prompts) -> None:
+    """The synthetic engine with the measured tokenizer in place of the demo model's."""
+    make_engine(folder, {"step_s": 0.0}, LIMITS)
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    names = [name for name in TOKENIZER_FILES if (prompts.folder / name).is_file()]
+    for name in names:
+        shutil.copyfile(prompts.folder / name, folder / "tokenizer" / name)
+    manifest = Manifest.load(folder)
+    replace(
+        manifest,
+        model=replace(manifest.model, vocab_size=len(prompts.tokenizer)),
+        files=describe_files(folder, [f"tokenizer/{name}" for name in names]),
+    ).write(folder)
+
+
 @contextlib.contextmanager
-def serve(variant: Variant) -> Iterator[Server]:
+def serve(variant: Variant, prompts: Prompts) -> Iterator[Server]:
     os.environ["TOKENIZERS_PARALLELISM"] = str(variant.parallel).lower()
     os.environ[PLUGIN_PATH] = str(PLUGIN_FOLDER)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_engine(folder / "engine", {"step_s": 0.0}, LIMITS)
+        write_engine(folder / "engine", prompts)
         repository = folder / "repository"
         shutil.copytree(ROOT / "model_repository", repository)
         config = repository / "preprocessing" / "config.pbtxt"
@@ -210,16 +229,17 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
+@click.option("--tokenizer", type=click.Path(exists=True, path_type=Path), default=MODEL, help="A model's folder.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--note", default="", help="What else the machine did meanwhile.")
 @click.option("--output", type=click.Path(path_type=Path), help="Instead of the folder of this hardware in results/.")
-def main(rounds: int, note: str, output: Path | None) -> None:
-    prompts = Prompts()
+def main(tokenizer: Path, rounds: int, note: str, output: Path | None) -> None:
+    prompts = Prompts(tokenizer)
     found: dict[Variant, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
     for number in range(rounds):
         for variant in VARIANTS:
             click.echo(f"round {number + 1} of {rounds}: {variant}", err=True)
-            with serve(variant) as server:
+            with serve(variant, prompts) as server:
                 found[variant].append(measure(server, prompts))
     machine = describe(("tokenizers", "nvidia-pytriton"))
     report = {
@@ -227,6 +247,7 @@ def main(rounds: int, note: str, output: Path | None) -> None:
         "measured_at": time.strftime("%Y-%m-%d"),
         "note": note,
         "rounds": rounds,
+        "vocabulary": len(prompts.tokenizer),
         "tokenizer_alone_ms": in_process(prompts),
         "variants": [
             {"instances": variant.instances, "parallel": variant.parallel} | summary(measured)

@@ -114,7 +114,8 @@ class SupervisedServer:
         return server
 
     def stub(self, model: str) -> psutil.Process:
-        (pid,) = [pid for pid, name in live_stubs(self.process.pid).items() if name == model]
+        """Of a model with several, the first."""
+        pid, *_ = [pid for pid, name in live_stubs(self.process.pid).items() if name == model]
         return psutil.Process(pid)
 
     def stream(self, number: int, tokens: int, **options: Any) -> KnownStream:

@@ -4,6 +4,7 @@ from typing import Any
 
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.engine_metrics import REJECTED, count_rejection
+from mixtral_serving.parent import end_with_server
 from mixtral_serving.preprocessor import preprocess
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.triton import (
@@ -21,6 +22,7 @@ from mixtral_serving.triton_log import log_to_triton
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
+        end_with_server()
         self.log = log_to_triton(args["model_name"])
         self.registry = metric_registry([REJECTED], args)
         self.builder = PromptBuilder.load(engine_dir() / "tokenizer")
