@@ -35,7 +35,7 @@ CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
 .PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
-	bench-generator bench-quality bench-presets bench-peers clean \
+	bench-text bench-generator bench-quality bench-presets bench-peers bench-faults clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -126,9 +126,16 @@ bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed b
 	@$(BIN)python3 benchmarks/build.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
 
+bench-text: $(READY)  ## Measure detokenizer and tokenizer by themselves: cost per token, and who waits for whom.
+	@$(BIN)python3 benchmarks/detokenizer.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/tokenizer.py $(BENCH_FLAGS)
+
 bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench` carries itself.
 	@$(BIN)python3 benchmarks/load_generator.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-faults: $(READY)  ## Break servers in every way of the tests and write what clients saw into docs/reliability.md.
+	@$(BIN)python3 benchmarks/faults.py
 
 bench-quality: $(READY)  ## Measure each precision's quality on the demo model, from the weights and through a server.
 	@$(BIN)python3 benchmarks/quality.py

@@ -95,7 +95,7 @@ REQUIRED = {
     "ensemble": set(),
     "unary": set(),
     "preprocessing": set(),
-    "tensorrt_llm": {"input_lengths", "request_output_len"},
+    "tensorrt_llm": {"request_output_len"},
     "postprocessing": set(),
     "engine_info": set(),
 }

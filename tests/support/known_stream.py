@@ -62,6 +62,10 @@ class KnownStream:
     def ended(self) -> bool:
         return not self._thread.is_alive()
 
+    def cancel(self) -> None:
+        self._client.close()
+        self.finish()
+
     def finish(self) -> None:
         self._thread.join(PATIENCE_S)
         assert self.ended, "the stream hangs"

@@ -56,7 +56,8 @@ class SupervisedServer:
         before: list[str] | None = None,
         address: Address | None = None,
     ) -> None:
-        self.folder, self.log = folder, folder / "log"
+        folder.mkdir(exist_ok=True)
+        self.log = folder / "log"
         self.engine_dir = folder / "engine"
         make_engine(self.engine_dir, settings, limits)
         lines = ["[engine]", f"drain_s = {drain_s}", "[supervision]"]
@@ -114,9 +115,8 @@ class SupervisedServer:
         return server
 
     def stub(self, model: str) -> psutil.Process:
-        """Of a model with several, the first."""
-        pid, *_ = [pid for pid, name in live_stubs(self.process.pid).items() if name == model]
-        return psutil.Process(pid)
+        """The process of a model; one of several if it has them."""
+        return psutil.Process(min(pid for pid, name in live_stubs(self.process.pid).items() if name == model))
 
     def stream(self, number: int, tokens: int, **options: Any) -> KnownStream:
         """Begins one and waits for its first token."""

@@ -10,7 +10,6 @@ from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_runtime.manifest import MANIFEST_NAME
 from mixtral_serving import statistics_file
 from mixtral_serving.counters import Counters
-from mixtral_serving.parent import end_with_server
 from mixtral_serving.triton import (
     as_mixtral_error,
     call_engine,
@@ -26,7 +25,6 @@ from mixtral_serving.triton_log import log_to_triton
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
-        end_with_server()
         self.log = log_to_triton(args["model_name"])
         self.manifest = json.loads((engine_dir() / MANIFEST_NAME).read_text())
         self.statistics_path = statistics_file.path_beside(Counters.of_server())

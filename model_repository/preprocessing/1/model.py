@@ -4,7 +4,6 @@ from typing import Any
 
 from mixtral_runtime.errors import MixtralError
 from mixtral_serving.engine_metrics import REJECTED, count_rejection
-from mixtral_serving.parent import end_with_server
 from mixtral_serving.preprocessor import preprocess
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.triton import (
@@ -22,7 +21,6 @@ from mixtral_serving.triton_log import log_to_triton
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
-        end_with_server()
         self.log = log_to_triton(args["model_name"])
         self.registry = metric_registry([REJECTED], args)
         self.builder = PromptBuilder.load(engine_dir() / "tokenizer")
@@ -32,7 +30,9 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            return response(preprocess(self.builder, read(request)))
+            outputs = preprocess(self.builder, read(request))
+            wanted = request.requested_output_names()  # by the ensemble fewer than NVIDIA's contract has
+            return response({name: array for name, array in outputs.items() if name in wanted})
         except Exception as error:
             if not isinstance(error, MixtralError):
                 self.log.exception("a prompt could not be prepared")

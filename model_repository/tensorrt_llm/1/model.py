@@ -5,7 +5,6 @@ from typing import Any
 from mixtral_runtime.open_engine import open_engine
 from mixtral_serving.engine_metrics import FAMILIES
 from mixtral_serving.engine_model import EngineModel, warm_up
-from mixtral_serving.parent import end_with_server
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.triton import check_numpy, engine_dir, metric_registry
@@ -15,7 +14,6 @@ from mixtral_serving.triton_log import log_to_triton
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
-        end_with_server()
         log_to_triton(args["model_name"])
         self.config = ServeConfig.from_environment()
         directory = engine_dir()

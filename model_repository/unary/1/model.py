@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mixtral_serving.parent import end_with_server
 from mixtral_serving.triton import check_numpy
 from mixtral_serving.triton_log import log_to_triton
 from mixtral_serving.unary_model import UnaryModel
@@ -11,7 +10,6 @@ from mixtral_serving.unary_model import UnaryModel
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
-        end_with_server()
         log_to_triton(args["model_name"])
         self.model = UnaryModel()
 

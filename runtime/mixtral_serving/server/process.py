@@ -33,7 +33,7 @@ from mixtral_serving.server.local_http import open_local
 from mixtral_serving.server.log import LogRelay
 from mixtral_serving.server.preflight import load_exposure
 
-CHILD = Path(__file__).with_name("child.py")
+GUARD = [sys.executable, "-m", "mixtral_serving.server.guard"]
 _READY_ANSWER_S = 2.0
 _STOP_GRACE_S = EXIT_TIMEOUT_S + 10
 
@@ -66,6 +66,7 @@ class ServerProcess:
         self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
         self._counters: Counters | None = None
         self._lock: int | None = None  # says that this launcher is alive
+        self._guard: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "ServerProcess":
@@ -88,13 +89,15 @@ class ServerProcess:
         counters = SHM / f"{self._shm_prefix}counters"
         self._lock = hold(counters)
         self._counters = Counters(counters)
+        # In a session of its own: whatever hits the launcher's group does not hit it.
+        self._guard = subprocess.Popen([*GUARD, self._shm_prefix], stdin=subprocess.PIPE, start_new_session=True)
         python_bin = Path(sys.executable).parent
         environment = server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
         if self.exposure.token_file is not None:
             environment |= token_environment(self.exposure.token_file, work_dir, environment)
         command = self._command(installation, Manifest.load(self._engine_dir).world_size)
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(CHILD), str(os.getpid()), *command],
+            command,
             env=environment | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
             cwd=work_dir,
             stdin=subprocess.DEVNULL,
@@ -206,6 +209,9 @@ class ServerProcess:
         if self._counters is not None:
             self._counters.close()
             self._counters = None
+        if self._guard is not None:
+            self._guard.communicate()
+            self._guard = None
         remove_files(self._shm_prefix)
         if self._lock is not None:
             os.close(self._lock)
