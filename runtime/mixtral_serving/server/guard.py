@@ -1,8 +1,8 @@
-"""Waits beside a launcher and, should that be killed, ends its server at once: a server that nobody watches would hold the
-ports and the GPU. `python -m mixtral_serving.server.guard PREFIX`, with a pipe from the launcher as standard input.
+"""Waits beside a launcher and, should that be killed, ends its server: one without it would hold ports and GPU.
 
-A process apart, since none of the others can do it: Triton, asked to end, leaves running requests without an answer, and
-a model's process whose server is gone can wait for its reply for ever, Python's lock in hand.
+`python -m mixtral_serving.server.guard PREFIX`, with a pipe from the launcher as standard input. It is a process apart,
+since no other can do it: Triton, asked to end, leaves running requests without an answer, and a model's process whose
+server is gone can wait for its reply for ever, Python's lock in hand.
 """
 
 import sys
