@@ -25,12 +25,10 @@ def fault_table(report: dict[str, Any]) -> str:
     """Of `faults.json`."""
     rows: Rows = [("fault", "what the client sees", "after, s", "service back after, s", "lost")]
     for fault in report["faults"]:
-        seen = fault["seen"] != "nothing"
-        back = fault["back_after_s"]
-        after = f"{fault['seen_after_s']:.1f}" if seen else "–"
-        rows.append(
-            (fault["fault"], fault["seen"], after, "never away" if back is None else f"{back:.1f}", fault["lost"])
-        )
+        after = f"{fault['seen_after_s']:.1f}" if fault["seen"] != "nothing" else "–"
+        stays = "at the next start" if fault["ended"] else "never away"
+        back = stays if fault["back_after_s"] is None else f"{fault['back_after_s']:.1f}"
+        rows.append((fault["fault"], fault["seen"], after, back, fault["lost"]))
     return markdown(rows)
 
 
@@ -46,7 +44,7 @@ def main() -> None:
     if done.returncode != 0:
         sys.exit(done.returncode)
     table = fault_table(json.loads(path.read_text()))
-    PAGE.write_text(TABLE.sub(lambda found: table, PAGE.read_text()))
+    PAGE.write_text(TABLE.sub(lambda found: table, PAGE.read_text(), count=1))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def test_sigterm_under_load_finishes_what_runs_and_a_second_one_ends_it(crowded:
     crowded.process.send_signal(signal.SIGTERM)
     endless.check_lost()
     assert crowded.process.wait(PATIENCE_S) == 0
-    fault.record([endless], "the running requests")
+    fault.record([endless], "the running requests", ended=True)
 
 
 def test_a_killed_launcher_takes_its_server_along_and_the_next_one_can_give_up(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_killed_launcher_takes_its_server_along_and_the_next_one_can_give_up(t
         fault = Fault("launcher killed")
         first.process.kill()
         assert isinstance(stream.check_lost(), ServerUnreachable)
-        fault.record([stream], "the running requests; until somebody starts the launcher again, the service")
+        fault.record([stream], "the running requests", ended=True)
     first.wait_until(lambda: not any(running(process) for process in family))
     first.wait_until(lambda: not left_by(first.process.pid))
     second = SupervisedServer(tmp_path / "second", ENGINE, SUPERVISION, address=address)

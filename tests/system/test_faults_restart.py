@@ -58,7 +58,6 @@ def test_a_process_of_a_model_is_killed_under_load(supervised: SupervisedServer,
         stream.check_lost()
     supervised.wait_until_back(before + 1)
     fault.record(streams, "the running requests", back=True)
-    assert restarts(supervised) == before + 1
     assert f"the process of {model} is dead" in supervised.log.read_text()
 
 
