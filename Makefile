@@ -15,6 +15,9 @@ PROMPT ?= Once upon a time
 SERVE_FLAGS ?=
 GATEWAY_PORT ?= 9000
 PEERS_FLAGS ?=
+SOAK_FLAGS ?=
+FUZZ_SECONDS ?= 600
+BENCH_FLAGS ?=
 
 # Inside NVIDIA's image its own environment is used: TensorRT-LLM sits there, and Triton's stub follows PATH.
 IN_IMAGE := $(wildcard /opt/tritonserver)
@@ -32,7 +35,8 @@ CONTAINER_FLAGS ?=
 CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
-.PHONY: help demo engine serve stream test test-external lint format docs bench bench-build bench-peers bench-streaming clean \
+.PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
+	bench-text bench-generator bench-quality bench-presets bench-peers bench-faults clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -84,6 +88,12 @@ test-external: $(READY)  ## Check our files with other people's programs, which 
 	@scripts/setup_external_tools.sh
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)python3 -m pytest tests/external
 
+soak: $(READY)  ## Mixed traffic for 15 minutes: every token checked, nothing may grow (SOAK_FLAGS="--minutes 60 --engine DIR").
+	@PYTHONPATH=benchmarks:benchmarks/synthetic $(BIN)python3 benchmarks/soak/run_soak.py $(SOAK_FLAGS)
+
+fuzz: $(READY)  ## Random requests to every tensor of every model for FUZZ_SECONDS.
+	@MIXTRAL_FUZZ_S=$(FUZZ_SECONDS) $(BIN)python3 -m pytest -s tests/system/test_fuzz.py
+
 lint: $(READY)  ## ruff and mypy.
 	@$(BIN)ruff check .
 	@$(BIN)ruff format --check .
@@ -96,23 +106,51 @@ format: $(READY)  ## Format the code.
 docs: $(READY)  ## Regenerate the pages in docs/ that come from help texts and results.
 	@$(BIN)python3 scripts/generate_docs.py
 	@$(BIN)python3 benchmarks/quality_page.py
+	@$(BIN)python3 benchmarks/performance_page.py
 
-bench: $(READY)  ## Measure decode speed beside transformers, and each precision's quality, on the demo model.
-	@PYTHONPATH=benchmarks $(BIN)python3 benchmarks/synthetic/streaming_path.py
-	@$(BIN)python3 benchmarks/decode.py
+bench:  ## bench-streaming, -decode, -build, -generator and -quality, one after another (short: BENCH_FLAGS="--rounds 1").
+	@$(MAKE) bench-streaming
+	@$(MAKE) bench-decode
+	@$(MAKE) bench-build
+	@$(MAKE) bench-generator
+	@$(MAKE) bench-quality
+
+bench-streaming: $(READY)  ## Measure the streaming path on the synthetic engine, beside a plain ensemble.
+	@PYTHONPATH=benchmarks/synthetic $(BIN)python3 benchmarks/streaming.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-decode: $(READY)  ## Measure decode speed of the PyTorch engine beside transformers, on the demo model.
+	@$(BIN)python3 benchmarks/decode.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed beside a plain copy, and memory.
+	@$(BIN)python3 benchmarks/build.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-text: $(READY)  ## Measure detokenizer and tokenizer by themselves: cost per token, and who waits for whom.
+	@$(BIN)python3 benchmarks/detokenizer.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/tokenizer.py $(BENCH_FLAGS)
+
+bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench` carries itself.
+	@$(BIN)python3 benchmarks/load_generator.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-faults: $(READY)  ## Break servers in every way of the tests and write what clients saw into docs/reliability.md.
+	@$(BIN)python3 benchmarks/faults.py
+
+bench-quality: $(READY)  ## Measure each precision's quality on the demo model, from the weights and through a server.
 	@$(BIN)python3 benchmarks/quality.py
 	@$(BIN)python3 benchmarks/served_quality.py
 	@$(BIN)python3 benchmarks/quality_page.py
 
-bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed beside a plain copy, and memory.
-	@$(BIN)python3 benchmarks/build.py
+bench-presets: $(READY)  ## Run every preset of `mixtral bench` on the served demo model, with pictures.
+	@$(BIN)python3 benchmarks/presets.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
 
 bench-peers: $(READY)  ## Measure our server beside transformers, llama.cpp (built on first use) and vLLM on a GPU.
 	@$(BIN)python3 -c 'import llama_cpp' 2>/dev/null || benchmarks/peers/install.sh $(BIN)python3
 	@PYTHONPATH=benchmarks $(BIN)python3 -m peers.run $(PEERS_FLAGS)
-
-bench-streaming: $(READY)  ## Measure the streaming path on the synthetic engine, beside a plain ensemble.
-	@PYTHONPATH=benchmarks/synthetic $(BIN)python benchmarks/streaming.py
+	@$(BIN)python3 benchmarks/performance_page.py
 
 clean:  ## Remove environment, engines, checkpoints and caches. Sources, `build/` among them, stay.
 	rm -rf .venv .tools engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis

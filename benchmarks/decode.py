@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import matplotlib
 import torch
-from demo_model import MODEL, ROOT, build_engine
+from demo_server import MODEL, ROOT, build_engine
 from machine import describe, slug
 from transformers import MixtralForCausalLM
 

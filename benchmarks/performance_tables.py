@@ -6,7 +6,6 @@ Figures are medians of the rounds with their range behind, and ratios are those 
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from tables import Rows, build_table, markdown
 
 from mixtral_client.bench.picture_data import load_text, workload_text
 from mixtral_client.bench.presets import PRESETS
-from mixtral_client.bench.result import BenchResult, Dist, Point, read_result
+from mixtral_client.bench.result import BenchResult, Dist, Point
+from mixtral_client.bench.strict_json import from_json
 
 OURS, PLAIN, DIRECT = "ensemble", "plain ensemble", "engine"  # the paths of `streaming.py`
 PATH_NAMES = {OURS: "ours", PLAIN: "plain ensemble", DIRECT: "engine model alone"}
@@ -34,9 +34,19 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     return middle if len(found) == 1 else f"{middle} ({min(found):,.{digits}f} to {max(found):,.{digits}f})"
 
 
+def _rounds(settings: Mapping[str, Any]) -> str:
+    return "1 round" if settings["rounds"] == 1 else f"{settings['rounds']} rounds"
+
+
+def machine_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `machine.describe` said; two programs name it differently."""
+    machine: Mapping[str, Any] = report.get("machine") or report["hardware"]
+    return machine
+
+
 def machine_line(report: Mapping[str, Any]) -> str:
-    """Of a result file: the machine, without what `describe` says of its memory, and the versions that were measured."""
-    machine = report.get("machine") or report["hardware"]
+    """The processor and the versions of a result file."""
+    machine = machine_of(report)
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}."
 
@@ -64,7 +74,7 @@ def streaming(report: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             markdown(rows),
-            f"{paced} {settings['rounds']} rounds.\n",
+            f"Load: above 1 ours is better; times: below 1. {_rounds(settings)}.\n\n{paced}\n",
             _loads(rounds, "paced", "share of the offered", lambda point, _: _offered_share(point)),
             f"{unpaced}\n",
             _loads(rounds, "unpaced", "× the plain ensemble's", _over_plain),
@@ -77,7 +87,16 @@ def _loads(
 ) -> str:
     """A row for each number of streams and path."""
     rows: Rows = [
-        ("streams", "path", ratio_name, "tokens/s", "added p50, ms", "added p99, ms", "CPU, µs/response", "tokens/response")
+        (
+            "streams",
+            "path",
+            ratio_name,
+            "tokens/s",
+            "added p50, ms",
+            "added p99, ms",
+            "CPU, µs/response",
+            "tokens/response",
+        )
     ]
     keys = dict.fromkeys((p["streams"], p["path"]) for one in rounds for p in one[part])
     for streams, path in sorted(keys, key=lambda key: (key[0], list(PATH_NAMES).index(key[1]))):
@@ -130,9 +149,10 @@ def conversion(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     loading = report["loading"]
     text = (
-        f"The source has {settings['source_bytes'] / 1e9:.1f} GB, of {settings['rounds']} rounds the median time and the "
-        f"highest memory; the hours are for {settings['full_layers']} layers. Loading the source with transformers, "
-        f"for comparison: {loading['median_wall_s']:.1f} s, {loading['peak_anonymous_bytes'] / 2**30:.2f} GiB.\n"
+        f"{_rounds(settings)}; median time, highest memory. The source has {settings['source_bytes'] / 1e9:.1f} GB.\n"
+        f"The hours are for {settings['full_layers']} layers, without what does not grow with them. transformers\n"
+        f"loads the source in {loading['median_wall_s']:.1f} s with "
+        f"{loading['peak_anonymous_bytes'] / 2**30:.2f} GiB.\n"
     )
     return f"{build_table(dict(report))}\n{text}"
 
@@ -164,7 +184,7 @@ def peers(report: Mapping[str, Any]) -> str:
             rows.append((str(concurrency), name, *(_ratio(own.get(metric)) for metric in PEER_METRICS)))
     settings = report["settings"]
     text = (
-        f"{settings['input_tokens']} tokens in, {settings['output_tokens']} out, {settings['rounds']} rounds, "
+        f"{settings['input_tokens']} tokens in, {settings['output_tokens']} out, {_rounds(settings)}, "
         f"{settings['threads']} threads each."
     )
     skipped = [f"{name} was left out: {reason}" for name, reason in report["skipped"].items()]
@@ -177,17 +197,20 @@ def _ratio(ratio: Mapping[str, float] | None) -> str:
 
 def preset(path: Path) -> str:
     """Of a result file of `mixtral bench --preset`."""
-    result = read_result(path)
+    content = json.loads(path.read_text())
+    for point in content["points"]:
+        point["requests"] = []  # thousands, and none is shown
+    result = from_json(BenchResult, content, "result")
     rows: Rows = [
         ("load", "prompts", "requests", "errors", "TTFT p50 / p99, ms", "TPOT p50 / p99, ms", "tokens/s", "requests/s")
     ]
     limited = any(point.slo is not None for point in result.points)
-    rows = [(*rows[0], "within limits")] if limited else rows
+    if limited:
+        rows[0] += ("limits met", "requests/s within them")
     for point in result.points:
-        row = _point(point)
-        rows.append((*row, _goodput(point)) if limited else row)
-    skipped = "".join(f"Left out: {skipped.what}, {skipped.reason}.\n" for skipped in result.skipped)
-    return f"{changes(result)}\n\n{markdown(rows)}{skipped and chr(10) + skipped}"
+        rows.append(_point(point) + (_within_limits(point) if limited else ()))
+    skipped = "".join(f"\nLeft out: {skipped.what}, {skipped.reason}.\n" for skipped in result.skipped)
+    return f"{changes(result)}\n\n{markdown(rows)}{skipped}"
 
 
 def _point(point: Point) -> tuple[str, ...]:
@@ -204,10 +227,10 @@ def _point(point: Point) -> tuple[str, ...]:
     )
 
 
-def _goodput(point: Point) -> str:
-    if point.slo is None or point.summary.goodput_requests_per_s is None:
-        return "–"
-    return f"{'yes' if point.slo.met else 'no'}, {point.summary.goodput_requests_per_s:,.2f} requests/s each"
+def _within_limits(point: Point) -> tuple[str, str]:
+    goodput = point.summary.goodput_requests_per_s
+    met = "–" if point.slo is None else "yes" if point.slo.met else "no"
+    return met, "–" if goodput is None else f"{goodput:,.2f}"
 
 
 def _milli(dist: Dist) -> str:
@@ -215,11 +238,13 @@ def _milli(dist: Dist) -> str:
 
 
 def changes(result: BenchResult) -> str:
-    """What was asked for otherwise than the preset says, in the result file's own names."""
-    name = result.command["preset"]
-    usual = json.loads(json.dumps(PRESETS[name].to_json()))
+    """What was asked for otherwise than the preset says, in the result file's own names, and where and when."""
+    usual = json.loads(json.dumps(PRESETS[result.command["preset"]].to_json()))
     found = {key: value for key, value in result.command.items() if key in usual and usual[key] != value}
     said = ", ".join(f"`{key}` {json.dumps(value)}" for key, value in found.items())
-    machine, versions = asdict(result.hardware), result.server.manifest.get("versions") or {}
-    where = ", ".join([f"{machine['cores']} cores", *(f"{package} {number}" for package, number in versions.items())])
-    return f"{f'As the preset says but for {said}' if said else 'As the preset says'}; {result.started_at[:10]}, {where}."
+    versions = {**(result.server.manifest.get("versions") or {}), **result.versions}
+    named = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return (
+        f"As the preset says{f' but for {said}' if said else ''}.\n"
+        f"{result.started_at[:10]}, {result.hardware.cpu}, {result.hardware.cores} cores; {named}."
+    )

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import click
-from demo_model import ROOT, build_engine, served
+from demo_server import ROOT, build_engine, served
 from machine import processor, slug
 
 from mixtral_client.bench.presets import PRESETS
@@ -28,19 +28,18 @@ SHORTENED: dict[str, tuple[str, ...]] = {
 
 
 def run(preset: str, url: str, folder: Path) -> None:
-    """Writes `PRESET.json` and `PRESET-PICTURE.png`, in place of earlier ones. Raises CalledProcessError."""
-    with tempfile.TemporaryDirectory() as drawn:
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "mixtral_client", "bench", "--preset", preset, *SHORTENED[preset]),
-                *("--url", url, "--output", folder / f"{preset}.json", "--pictures", drawn),
-            ],
-            check=True,
-        )
+    """Writes `PRESET.json` and `PRESET-PICTURE.png`; earlier ones stay when the run fails. Raises ClickException."""
+    with tempfile.TemporaryDirectory() as name:
+        new = Path(name)
+        options: list[str | Path] = ["--output", new / "result.json", "--pictures", new, *SHORTENED[preset]]
+        command = [sys.executable, "-m", "mixtral_client", "bench", "--preset", preset, "--url", url, *options]
+        if subprocess.run(command).returncode:
+            raise click.ClickException(f"the preset {preset} failed, as said above")
         for old in folder.glob(f"{preset}-*.png"):
             old.unlink()
-        for picture in Path(drawn).glob("*.png"):
+        for picture in new.glob("*.png"):
             shutil.copy(picture, folder / f"{preset}-{picture.name}")
+        shutil.copy(new / "result.json", folder / f"{preset}.json")
 
 
 @click.command(help=__doc__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from demo_model import MODEL, ROOT, build_engine, call, served
+from demo_server import MODEL, ROOT, build_engine, call, served
 from machine import describe, slug
 from quality_questions import write_questions
 

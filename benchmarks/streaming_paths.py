@@ -48,15 +48,18 @@ PATHS = {
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server under measurement. pids: of its process and of the stub of each model, by name."""
+    """A server under measurement. names: of its process and of its models' stubs, by process id."""
 
     port: int
     emissions: Path
-    pids: dict[str, int]
+    names: dict[int, str]
 
     def cpu_s(self) -> dict[str, float]:
         """Processor seconds so far, by process."""
-        return {name: sum(psutil.Process(pid).cpu_times()[:2]) for name, pid in self.pids.items()}
+        spent: dict[str, float] = {}
+        for pid, name in self.names.items():
+            spent[name] = spent.get(name, 0.0) + sum(psutil.Process(pid).cpu_times()[:2])
+        return spent
 
 
 @contextmanager
@@ -68,5 +71,5 @@ def serve(repository: Path, step_s: float, folder: Path) -> Iterator[Running]:
     address = free_address()
     with (folder / "log").open("w") as log, ServerProcess(repository, engine_dir, address, log=log) as server:
         server.wait_until_ready(120)
-        pids = {"server": server.pid} | {model: pid for pid, model in live_stubs(server.pid).items()}
-        yield Running(address.grpc_port, engine_dir / EMISSIONS, pids)
+        names = {server.pid: "server"} | live_stubs(server.pid)
+        yield Running(address.grpc_port, engine_dir / EMISSIONS, names)

@@ -1,9 +1,5 @@
-"""Results as the Markdown tables of docs/build.md and docs/quality.md. Tests compare them; run this file to print
-them."""
+"""Results as the Markdown tables of docs/performance.md and docs/quality.md."""
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 GIB = 2**30
@@ -43,9 +39,3 @@ def build_table(report: dict[str, Any]) -> str:
 def markdown(rows: Rows) -> str:
     head, *body = ("| " + " | ".join(row) + " |\n" for row in rows)
     return head + "| --- " * len(rows[0]) + "|\n" + "".join(body)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    print(quality_table(json.loads((folder / "quality.json").read_text())))
-    print(build_table(json.loads((folder / "build.json").read_text())))

@@ -48,6 +48,11 @@ class Decoder:
 
     def __init__(self, tokenizer_dir: Path) -> None:
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+        self._special = {i for i, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+
+    def knows(self, tokens: Sequence[int], text: str) -> bool:
+        """Whether it decodes as a stream must: it joins neither across special tokens nor parts of a character."""
+        return "\ufffd" not in text and not self._special.intersection(tokens)
 
     def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """What `tokens` add to the prompt's text; a token in front keeps their first space."""
@@ -63,6 +68,8 @@ def faults(
     expected = question.tokens if tokens is None else question.tokens[:tokens]
     whole = decoder.text(question.prompt, expected)
     found = []
+    if not decoder.knows(expected, whole):
+        return [] if ids == expected[: len(ids)] else [kind_of_disorder(ids, expected)]
     if stop:
         cut = whole.find(stop)
         if text != whole[:cut] if tokens is not None else not whole[:cut].startswith(text):

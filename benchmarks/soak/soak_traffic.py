@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,12 @@ class Tally:
 class Traffic:
     """Asks with `streams` requests at a time until the end, and once a burst of more than the server may take."""
 
-    def __init__(self, client: AsyncClient, questions: Questions, decoder: Decoder, seed: int) -> None:
+    def __init__(
+        self, client: AsyncClient, questions: Questions, decoder: Decoder, seed: int, kinds: Mapping[str, int]
+    ) -> None:
+        """kinds: weights of `KINDS`."""
         self._client, self._questions, self._decoder = client, questions, decoder
+        self._kinds = kinds
         self._random = random.Random(seed)
         self.tally = Tally()
 
@@ -68,7 +73,7 @@ class Traffic:
 
     async def _keep_asking(self, end: float) -> None:
         while time.monotonic() < end:
-            kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
+            kind = self._random.choices(list(self._kinds), list(self._kinds.values()))[0]
             await self._ask(kind)
 
     async def _burst(self, count: int, delay_s: float) -> None:
@@ -154,7 +159,8 @@ async def main(job: dict[str, Any]) -> None:
     pool = Path(job["pool"]) if job["pool"] else None
     questions, decoder = Questions(job["seed"], pool), Decoder(Path(job["tokenizer"]))
     async with AsyncClient(job["url"], idle_timeout_s=job["idle_timeout_s"]) as client:
-        traffic = Traffic(client, questions, decoder, job["seed"])
+        kinds = {kind: weight for kind, weight in KINDS.items() if job["bad"] or kind != "bad"}
+        traffic = Traffic(client, questions, decoder, job["seed"], kinds)
         await traffic.run(job["seconds"], job["streams"], job["burst"])
     print(json.dumps(traffic.tally.to_json()), flush=True)
 

@@ -13,7 +13,8 @@ from typing import Any
 WARM_UP = 1 / 3
 MEMORY_BYTES = 4 * 2**20  # the gain that is allowed: this, or this share of the process where that is more
 MEMORY_SHARE = 0.03
-GAINS = {"descriptors": 1.0, "threads": 2.0, "shm_segments": 0.0}  # of which a connection that closes late may keep one
+GAINS = {"descriptors": 1.0, "threads": 2.0, "shm_segments": 0.0}
+KILLED_SHARE = 0.01  # of the killed clients, whose socket this Triton keeps when they die just after an error
 
 
 def gain(points: Sequence[tuple[float, float]]) -> float:
@@ -24,9 +25,11 @@ def gain(points: Sequence[tuple[float, float]]) -> float:
     return statistics.median(slopes) * (points[-1][0] - points[0][0])
 
 
-def verdict(samples: Sequence[Mapping[str, Any]], wrong: Mapping[str, int], asked: Mapping[str, int]) -> list[str]:
-    """samples: as JSON has them. wrong, asked: requests by fault and by kind. One sentence per failed rule; none when
-    the soak was passed."""
+def verdict(
+    samples: Sequence[Mapping[str, Any]], wrong: Mapping[str, int], asked: Mapping[str, int], killed: int = 0
+) -> list[str]:
+    """samples: as JSON has them. wrong, asked: requests by fault and by kind. killed: clients. One sentence per failed
+    rule; none when the soak was passed."""
     failures = [f"{count} answers with the fault `{name}`" for name, count in sorted(wrong.items()) if count]
     if not sum(asked.values()):
         failures.append("nothing was asked")
@@ -38,10 +41,10 @@ def verdict(samples: Sequence[Mapping[str, Any]], wrong: Mapping[str, int], aske
         for table, value in sample["tables"].items():
             if value:
                 failures.append(f"{table} is {value:g} at rest after {sample['at_s']:.0f} s")
-    return failures + _gains(judged)
+    return failures + _gains(judged, GAINS | {"descriptors": GAINS["descriptors"] + KILLED_SHARE * killed})
 
 
-def _gains(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+def _gains(judged: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> list[str]:
     failures = []
     names = {frozenset(sample["processes"]) for sample in judged}
     if len(names) > 1:
@@ -49,10 +52,10 @@ def _gains(judged: Sequence[Mapping[str, Any]]) -> list[str]:
     for process in sorted(frozenset.intersection(*names)):
         for what in ("uss", "descriptors", "threads"):
             points = [(sample["at_s"], sample["processes"][process][what]) for sample in judged]
-            allowed = GAINS.get(what) or max(MEMORY_BYTES, MEMORY_SHARE * statistics.median(v for _, v in points))
+            allowed = limits.get(what) or max(MEMORY_BYTES, MEMORY_SHARE * statistics.median(v for _, v in points))
             if (gained := gain(points)) > allowed:
                 failures.append(f"{what} of {process} gained {gained:.4g}, the limit is {allowed:.4g}")
     segments = [(sample["at_s"], float(sample["shm_segments"])) for sample in judged]
-    if (gained := gain(segments)) > GAINS["shm_segments"]:
+    if (gained := gain(segments)) > limits["shm_segments"]:
         failures.append(f"shared-memory segments gained {gained:.4g}, the limit is 0")
     return failures

@@ -17,9 +17,9 @@ from mixtral_client.tls import TlsOptions, explain_failure
 DEFAULT_URL = "localhost:8001"
 DEFAULT_IDLE_TIMEOUT_S = 60.0
 
-# After the final response or an error the server only has to close the stream. Waiting for that, instead of cancelling,
-# keeps a cancel from racing with the server's own clean-up: Triton 2.51 never closes the connection of a stream that was
-# cancelled after an error.
+# After the final response or an error the server only has to close the stream. Waiting for that, instead of
+# cancelling, keeps a cancel from racing with the server's own clean-up: Triton 2.51 never closes the connection of a
+# stream that was cancelled after an error.
 CLOSE_TIMEOUT_S = 1.0
 
 # gRPC's default of 4 MiB is less than the prompt log probabilities of a long prompt with alternatives.

@@ -1,5 +1,9 @@
 """Lazy reading of one safetensors file through a memory map."""
 
+import json
+import mmap
+import sys
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +26,8 @@ HEADER_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
+# Without it the system sets memory aside for writing to all of the map, which fails for a model larger than memory.
+_NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class SafetensorsFile:
@@ -32,10 +38,16 @@ class SafetensorsFile:
             raise CheckpointError(f"{path} does not exist")
         self.path = path
         try:
-            self._file = cast(Any, safe_open(path, framework="pt"))
+            self._file = cast(Any, safe_open(path, framework="np"))
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged or cut off ({error})") from error
         self._names = frozenset(self._file.keys())
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            protection = mmap.PROT_READ | mmap.PROT_WRITE  # private: PyTorch wants it writable, the file stays as it is
+            self._map = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=protection)
+        self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in self._names}  # bytes
 
     def names(self) -> frozenset[str]:
         return self._names
@@ -50,8 +62,12 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped file: nothing is read before it is used, and nothing is copied."""
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+        spec = self.spec(name)
+        count = prod(spec.shape)
+        if count == 0:
+            return torch.empty(spec.shape, dtype=spec.dtype)
+        flat = torch.frombuffer(self._map, dtype=spec.dtype, count=count, offset=self._starts[name])
+        return flat.reshape(spec.shape)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

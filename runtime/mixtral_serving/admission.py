@@ -9,7 +9,7 @@ from itertools import islice
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument, Unavailable
 
-LONGEST_PROMPTS = 16  # the default limit is so many prompts of the greatest length
+LONGEST_PROMPTS = 64  # the default limit is so many prompts of the greatest length
 
 
 class Admission:

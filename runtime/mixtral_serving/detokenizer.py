@@ -16,6 +16,10 @@ MAX_STOPS = 64
 # asked so often per stream, and so many times a second in all.
 CANCEL_CHECK_S = 0.1
 CANCEL_CHECKS_PER_S = 400
+# The engine model sends something for each stream every second. What is silent for so long was begun by somebody who
+# called this model by himself, and never ends.
+SILENT_S = 600.0
+SWEEP_S = 60.0
 
 
 @dataclass(slots=True)
@@ -25,6 +29,7 @@ class _Stream:
     cum_log_prob: float = 0.0
     begun: bool = False
     checked_at: float = field(default_factory=time.monotonic)
+    seen_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class Detokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._streams: dict[int, _Stream] = {}
+        self._swept_at = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -55,11 +61,15 @@ class Detokenizer:
     def handle(self, stream_id: int | None, inputs: Tensors, ids: list[int]) -> Reply:
         """One response of the engine: its token ids, and what else it carries. Raises the engine's error when that is
         among it."""
+        now = time.monotonic()
         stream = self._stream(stream_id, inputs)
+        stream.seen_at = now
+        if now - self._swept_at > SWEEP_S:
+            self._sweep(now)
         finish_reason = inputs.one("FINISH_REASON")
         if (error := inputs.one("STREAM_ERROR")) is not None:
             self.drop(stream_id)
-            raise unpack_error(error.decode())
+            raise unpack_error(error.decode(errors="replace"))
         was_stopped = stream.text.stopped
         piece = stream.text.push(ids, final=finish_reason is not None)
         text = piece.text
@@ -80,8 +90,13 @@ class Detokenizer:
         if reply.ended:
             self.drop(stream_id)
         elif not reply.stop:
-            reply.check = self._is_check_due(stream, time.monotonic())
+            reply.check = self._is_check_due(stream, now)
         return reply
+
+    def _sweep(self, now: float) -> None:
+        self._swept_at = now
+        for stream_id in [i for i, stream in self._streams.items() if now - stream.seen_at > SILENT_S]:
+            del self._streams[stream_id]
 
     def _is_check_due(self, stream: _Stream, now: float) -> bool:
         if now - stream.checked_at < max(CANCEL_CHECK_S, len(self) / CANCEL_CHECKS_PER_S):

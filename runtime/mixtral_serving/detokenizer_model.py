@@ -14,21 +14,36 @@ from mixtral_runtime.engine import FinishReason
 from mixtral_runtime.errors import InvalidArgument, MixtralError
 from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
+from mixtral_serving.metrics import Family, GaugePublisher, Kind, Registry
 from mixtral_serving.stream_chunk import unpack_chunk
 from mixtral_serving.tensors import Tensors
 from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
 from mixtral_serving.vocabulary import Vocabulary
 
+FAMILIES = (
+    Family("mixtral_detokenizer_streams", Kind.GAUGE, "Texts under way in the detokenizer."),
+    Family(
+        "mixtral_detokenizer_stopping", Kind.GAUGE, "Streams that the detokenizer told to stop and that have not ended."
+    ),
+)
+
 log = logging.getLogger(__name__)
 
 
 class DetokenizerModel:
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, registry: Registry) -> None:
         self._detokenizer = Detokenizer(vocabulary)
         # A stop request waits for the engine model, so it must not hold up the one instance of this model.
         self._stopper = ThreadPoolExecutor(1, thread_name_prefix="stopper")
         self._stopping: set[int] = set()
         self._counters = Counters.of_server()
+        self._metrics = GaugePublisher(
+            registry,
+            {
+                "mixtral_detokenizer_streams": self._detokenizer.__len__,
+                "mixtral_detokenizer_stopping": self._stopping.__len__,
+            },
+        )
 
     def answer(self, request: Any) -> Any:
         """Exactly one response per request, in order: the server matches them by number."""
@@ -55,6 +70,7 @@ class DetokenizerModel:
         return response(reply.outputs)
 
     def close(self) -> None:
+        self._metrics.close()
         self._stopper.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self, stream_id: int | None, reason: FinishReason) -> None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 from mixtral_runtime.engine import EngineStats, FinishReason, Output
 from mixtral_runtime.errors import Internal, InvalidArgument, MixtralError, Unavailable
-from mixtral_serving.metrics import Family, Kind, Registry
+from mixtral_serving.metrics import PUBLISH_S, Family, Kind, Registry
 
-PUBLISH_S = 0.25
 TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SEQUENCES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256)
 TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60)

@@ -1,6 +1,5 @@
 """The `tensorrt_llm` Triton model: requests into the engine, outputs back as NVIDIA's tensors."""
 
-import json
 import logging
 import os
 from dataclasses import asdict, replace
@@ -10,6 +9,7 @@ import numpy as np
 
 from mixtral_runtime.engine import MAX_PRIORITY, Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import InvalidArgument, MixtralError
+from mixtral_serving import statistics_file
 from mixtral_serving.admission import Admission
 from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_metrics import EngineMetrics
@@ -34,7 +34,9 @@ class EngineModel:
         self._end_id = end_id
         self._metrics = EngineMetrics(registry)
         self._admission = Admission(engine.limits, max_queued_tokens)
-        self._streams = Streams(engine, respond, self._metrics, Counters.of_server(), self._admission)
+        counters = Counters.of_server()
+        self._statistics_path = statistics_file.path_beside(counters)
+        self._streams = Streams(engine, respond, self._metrics, counters, self._admission)
         self._metrics.start(engine.stats, self._streams.__len__)
         self._canary_id = os.environ.get(CANARY_ID)
 
@@ -64,7 +66,8 @@ class EngineModel:
             stats = asdict(self._engine.stats()) | {"streams": len(self._streams)}
             # The operator may have lowered the manifest's.
             stats["limits"] = asdict(self._engine.limits) | {"max_queued_tokens": self._admission.max_queued_tokens}
-            sender.send(response({"engine_stats": np.array([[json.dumps(stats)]], np.object_)}), final=True)
+            statistics_file.write(self._statistics_path, stats)
+            sender.end()
             return
         request, flags = engine_request(inputs, self._end_id)
         if request_id and request_id == self._canary_id:

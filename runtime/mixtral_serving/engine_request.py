@@ -84,7 +84,7 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
     ids = inputs.ids("input_ids")
     if ids is None:
         raise InvalidArgument("input_ids is missing, it must have at least one token")
-    length = inputs.required("input_lengths")
+    length = inputs.one("input_lengths", len(ids))
     if not 0 <= length <= len(ids):
         raise InvalidArgument(f"input_lengths is {length}, it must be from 0 to the {len(ids)} ids of input_ids")
     if not inputs.flag("streaming") and not inputs.flag("exclude_input_in_output", True):

@@ -10,11 +10,12 @@ import logging
 import math
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+PUBLISH_S = 0.25
 MAX_PENDING = 100_000  # observations that wait when Triton takes none; the oldest go first
 
 log = logging.getLogger(__name__)
@@ -105,3 +106,26 @@ class Registry:
     def _switch_off(self) -> None:
         log.exception("this model goes on without metrics")
         self._metrics = {}
+
+
+class GaugePublisher:
+    """A thread that reads gauges and publishes what has changed, until `close`."""
+
+    def __init__(self, registry: Registry, gauges: Mapping[str, Callable[[], float]]) -> None:
+        """gauges: by family."""
+        self._registry, self._gauges = registry, gauges
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            for name, read in self._gauges.items():
+                self._registry.set(name, read())
+            self._registry.publish()
+            if self._stop.wait(PUBLISH_S):
+                return

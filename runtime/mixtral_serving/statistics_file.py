@@ -1,7 +1,7 @@
 """The engine's statistics on their way to `engine_info`: a file in shared memory, beside the counters.
 
-Not a tensor: the stub of Triton 2.51 takes in the tensors of responses to a model's own decoupled calls on a thread that
-does not hold Python's lock, which corrupts its memory once in some thousand calls. A response without any is safe.
+Not a tensor: the stub of Triton 2.51 takes in the tensors of responses to a model's own decoupled calls on a thread
+that does not hold Python's lock, which corrupts its memory once in some thousand calls. A response without any is safe.
 """
 
 import json

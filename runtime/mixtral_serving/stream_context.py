@@ -12,6 +12,8 @@ import numpy as np
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_serving.tensors import Array
 
+_FOREIGN = "STREAM_CONTEXT is none that preprocessing made"
+
 
 @dataclass(frozen=True, slots=True)
 class StreamContext:
@@ -32,8 +34,17 @@ class StreamContext:
 
     @classmethod
     def unpack(cls, packed: Array) -> "StreamContext":
-        """Raises InvalidArgument when it is none of `pack`."""
+        """Raises InvalidArgument when it is none of `pack`: anybody may call `postprocessing` with their own."""
         try:
-            return cls(*json.loads(packed.tobytes()))
-        except (ValueError, TypeError) as error:
-            raise InvalidArgument("STREAM_CONTEXT is none that preprocessing made") from error
+            context = cls(*json.loads(packed.tobytes()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidArgument(_FOREIGN) from error
+        if not context._is_sound():
+            raise InvalidArgument(_FOREIGN)
+        return context
+
+    def _is_sound(self) -> bool:
+        lists = ((self.prompt_tail, int), (self.stops, str))
+        return all(isinstance(items, list) and all(type(item) is kind for item in items) for items, kind in lists) and (
+            self.prompt_text is None or isinstance(self.prompt_text, str)
+        )

@@ -20,7 +20,6 @@ def _one_mark_per_byte(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("mixtral-bytes", _one_mark_per_byte)
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +48,10 @@ class TextStream:
         *,
         strip_space: bool = False,
     ) -> None:
-        self._token_bytes = vocabulary.token_bytes
-        self._decoder = _Utf8Decoder("mixtral-bytes")
-        self._decoder.decode(vocabulary.decode_bytes(list(prompt_tail[-_TAIL_TOKENS:])))
+        self._vocabulary = vocabulary
+        self._unfinished = b""  # the beginning of a character
+        self._strip_space = False  # not from the prompt
+        self._decode(vocabulary.decode_bytes(prompt_tail[-_TAIL_TOKENS:]), final=False)
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""  # may become a stop string
         self._strip_space = strip_space
@@ -64,43 +64,48 @@ class TextStream:
 
     def push(self, ids: Sequence[int], final: bool = False) -> Piece:
         """The text that `ids` complete. After the last ids, or with none, `final` flushes what was held back."""
-        text: list[str] = []
-        used = 0
-        for token_id in ids:
-            if self._stopped:
-                break
-            used += 1
-            token = self._token_bytes[token_id] if 0 <= token_id < len(self._token_bytes) else b""
-            text.append(self._release(self._decoder.decode(token)))
-        if final and not self._stopped:
-            text.append(self._release(self._decoder.decode(b"", final=True)))
-            if not self._stopped:
-                text.append(self._held)
-                self._held = ""
-        return Piece("".join(text), used, self._stopped)
-
-    def _release(self, new: str) -> str:
-        if not new:
-            return ""
-        if self._strip_space:
-            self._strip_space = False
-            new = new.removeprefix(" ")
+        if self._stopped:
+            return Piece("", 0, True)
+        unfinished, strip_space = self._unfinished, self._strip_space
+        new = self._decode(self._vocabulary.decode_bytes(ids), final)
         if not self._stops:
-            return new
+            return Piece(new, len(ids), False)
         buffer = self._held + new
         matches = [(start + len(stop), start) for stop in self._stops if (start := buffer.find(stop)) >= 0]
         if matches:
+            end, start = min(matches)
             self._stopped = True
-            self._held = ""
-            return buffer[: min(matches)[1]]
-        keep = max(_overlap(buffer, stop) for stop in self._stops)
-        self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep]
+            self._unfinished, self._strip_space = unfinished, strip_space
+            return Piece(buffer[:start], self._tokens_until(end - len(self._held), ids), True)
+        keep = 0 if final else max(_overlap(buffer, stop) for stop in self._stops)
+        sent = len(buffer) - keep
+        self._held = buffer[sent:]
+        return Piece(buffer[:sent], len(ids), False)
+
+    def _decode(self, data: bytes, final: bool) -> str:
+        """All that is complete; at the end also what never will be."""
+        data = self._unfinished + data
+        text, used = codecs.utf_8_decode(data, "mixtral-bytes", final)
+        self._unfinished = data[used:]
+        if self._strip_space and text:
+            self._strip_space = False
+            return text.removeprefix(" ")
+        return text
+
+    def _tokens_until(self, length: int, ids: Sequence[int]) -> int:
+        """How many of `ids` it takes to say so many characters: decoded again, one by one."""
+        for count, token_id in enumerate(ids, 1):
+            length -= len(self._decode(self._vocabulary.decode_bytes([token_id]), final=False))
+            if length <= 0:
+                return count
+        return len(ids)
 
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
+    start = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
+    while start >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start = text.find(stop[0], start + 1)
     return 0

@@ -5,6 +5,7 @@ pieces, `▁` being a space and `<0xE2>` one byte. So every token has fixed byte
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,9 +30,10 @@ class Vocabulary:
 
     token_bytes: list[bytes]
 
-    def decode_bytes(self, ids: list[int]) -> bytes:
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of a sequence. Ids outside the vocabulary (a padded head can produce them) have no text."""
-        return b"".join(self.token_bytes[i] for i in ids if 0 <= i < len(self.token_bytes))
+        token_bytes, size = self.token_bytes, len(self.token_bytes)
+        return b"".join([token_bytes[i] for i in ids if 0 <= i < size])
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "Vocabulary":

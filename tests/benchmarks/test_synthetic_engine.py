@@ -216,6 +216,14 @@ def test_cancel_and_timeout_end_with_what_was_said(make: Make) -> None:
     assert engine.stats().kv_blocks_free == engine.stats().kv_blocks_total
 
 
+def test_a_deadline_ends_a_request_that_waits(make: Make) -> None:
+    engine = make({"step_s": 0.005}, max_batch_size=1)
+    running, late = engine.submit(Request(PROMPT, 60)), engine.submit(Request(PROMPT, 900, timeout_s=0.05))
+    (output,) = collect(engine, running, late)[late]
+    assert (output.finish_reason, output.token_ids) == (FinishReason.TIMEOUT, [])
+    assert engine.stats().queued == 0
+
+
 def test_close_drains_then_cancels_and_outputs_stay(make: Make) -> None:
     engine = make({"step_s": 0.001}, max_batch_size=1)
     ids = [engine.submit(Request(PROMPT, 5)) for _ in range(3)]
@@ -290,7 +298,7 @@ def test_emissions_are_recorded_per_token_and_request(make: Make, tmp_path: Path
     assert [len(e.times_ns) for e in (first, between, again)] == [10, 7, 3]
     assert first.submitted_ns < first.times_ns[0]
     assert first.times_ns[-1] < between.times_ns[0] < between.times_ns[-1] < again.times_ns[0]
-    assert first.times_ns[5] - first.times_ns[4] >= 0.2e9, "no pause before the sixth token"
+    assert first.times_ns[5] - first.times_ns[4] >= 0.15e9, "no pause before the sixth token"
 
 
 def test_emissions_that_were_overwritten_are_an_error(tmp_path: Path) -> None:

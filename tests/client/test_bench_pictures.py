@@ -4,11 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from bench_results import SYNTHETIC, point, record, result, rising, workers
 
 from mixtral_client.bench.picture_data import (
+    LEAST_ROWS,
     MOST_CURVES,
     MOST_ROWS,
     Run,
@@ -24,6 +26,7 @@ from mixtral_client.bench.picture_data import (
 from mixtral_client.bench.picture_text import caption
 from mixtral_client.bench.pictures import draw, draw_together
 from mixtral_client.bench.result import BenchResult, ClosedLoad, OpenLoad, Point
+from mixtral_client.bench.style import log_if_wide, new_figure, plotting
 
 
 def alone(points: list[Point]) -> list[Run]:
@@ -97,7 +100,7 @@ def test_of_many_loads_the_distributions_of_some_are_shown_first_and_last_includ
 
 
 def test_a_timeline_holds_schedule_first_token_end_and_responses() -> None:
-    shown = timeline(point(ClosedLoad(1), requests=100, failed=1))
+    shown = timeline(point(ClosedLoad(1), requests=100, failed=1, gap=0.1))
     assert len(shown.rows) == MOST_ROWS
     assert shown.of == 98  # without two of warm-up
     row = shown.rows[0]
@@ -105,6 +108,13 @@ def test_a_timeline_holds_schedule_first_token_end_and_responses() -> None:
     assert row.scheduled_s < row.sent_s < row.first_s < row.end_s
     assert len(row.responses) == 16
     assert row.responses[0] == row.first_s
+
+
+def test_a_timeline_of_short_requests_ends_before_their_responses_run_into_one_another() -> None:
+    rows = timeline(point(ClosedLoad(1), requests=100, gap=0.005)).rows
+    assert LEAST_ROWS <= len(rows) < MOST_ROWS
+    assert rows[-1].end_s - rows[0].scheduled_s < 20 * (rows[0].end_s - rows[0].scheduled_s)
+    assert len(timeline(point(ClosedLoad(1), requests=100, gap=0.0001, ttft=0.001)).rows) == LEAST_ROWS
 
 
 def names(paths: list[Path]) -> set[str]:
@@ -140,7 +150,7 @@ def test_a_result_gets_the_pictures_that_it_has_something_for(
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The SVGs of a partial run in which requests failed."""
     folder = tmp_path_factory.mktemp("pictures")
-    cut = point(OpenLoad(8, "poisson", 0), failed=3, partial=True)
+    cut = point(OpenLoad(8, "poisson", 0), gap=0.02, failed=3, partial=True)
     draw(result([*rising((1, 2, 4)), cut], partial=True, preset="fireworks"), folder)
     return {path.stem: path.read_text() for path in folder.glob("*.svg")}
 
@@ -159,6 +169,19 @@ def test_legends_name_every_line(texts: dict[str, str]) -> None:
     assert all(label in texts["throughput-rate"] for label in ("completed", "goodput", "arrived"))
     assert all(label in texts["timeline"] for label in ("first token", "response", "failed", "steady state"))
     assert all(f"{rate} requests/s" in texts["distributions"] for rate in (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_a_logarithmic_axis_of_two_decades_is_labelled_between_them_without_overlap(axis: Literal["x", "y"]) -> None:
+    figure, (panel,) = new_figure("")
+    assert log_if_wide(panel, axis, [3.0, 150.0])
+    panel.set(**{f"{axis}lim": (3.0, 150.0)})
+    found = panel.xaxis if axis == "x" else panel.yaxis
+    figure.canvas.draw()
+    both_kinds = found.get_ticklabels() + found.get_ticklabels(minor=True)
+    assert {"5", "10", "20", "50", "100"} <= {label.get_text() for label in both_kinds}
+    assert not any("\u00d7" in label.get_text() or "mathdefault" in label.get_text() for label in both_kinds)
+    plotting().close(figure)
 
 
 def test_captions_say_where_the_figures_come_from(texts: dict[str, str]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from run_container import Container, run_command, serve_container
-from safetensors import safe_open
 
 from mixtral_build.cli import run
 from mixtral_build.conversion_cost import conversion_steps
@@ -21,7 +20,6 @@ from mixtral_build.limits import LimitOverrides, plan_limits
 from mixtral_build.machine_speed import MachineSpeed
 from mixtral_build.plan import show_bytes, show_seconds
 from mixtral_build.trtllm_command import kernel_layout
-from mixtral_runtime import safetensors_reader
 from mixtral_runtime.checkpoint import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.devices import GB, find_device
@@ -161,8 +159,6 @@ def built(
 ) -> dict[tuple[str, str, str], list[str]]:
     """What `mixtral-build engine --dry-run` prints, by card, precision and preset."""
     monkeypatch.chdir(checkpoints)
-    # PyTorch's mapping may be written to, so the kernel wants memory for all 47 GB of it; only headers are read here.
-    monkeypatch.setattr(safetensors_reader, "safe_open", lambda path, framework: safe_open(path, framework="np"))
     found = {}
     for card, precision, preset in COMBINATIONS:
         arguments = [f"checkpoints/{NAME}-{precision}", f"engines/mixtral-{precision}-{preset}"]

@@ -128,3 +128,17 @@ def test_streams_do_not_mix(detokenizer: Detokenizer, mixtral_builder: PromptBui
 def test_tokens_without_a_stream_are_decoded_by_themselves(detokenizer: Detokenizer, ids: list[int]) -> None:
     assert text(detokenizer.handle(None, *engine_response(ids))) == " one two three"
     assert len(detokenizer) == 0
+
+
+def test_a_stream_that_never_ends_is_forgotten_when_it_is_silent_for_long(
+    detokenizer: Detokenizer, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may call this model with a context of their own; the table must not grow by that."""
+    monkeypatch.setattr("mixtral_serving.detokenizer.SWEEP_S", 0.0)
+    detokenizer.handle(STREAM, *engine_response(ids[:1], STREAM_CONTEXT=context()))
+    detokenizer.handle(STREAM + 1, *engine_response(ids[:1], STREAM_CONTEXT=context()))
+    assert len(detokenizer) == 2
+    monkeypatch.setattr("mixtral_serving.detokenizer.SILENT_S", 0.0)
+    detokenizer.handle(STREAM + 1, *engine_response(ids[1:2]))
+    assert len(detokenizer) == 1
+    assert text(detokenizer.handle(STREAM + 1, *engine_response(ids[2:], FINISH_REASON=REASON))) == " three"

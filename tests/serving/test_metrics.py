@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recorded_metrics import RecordedMetrics
 
 from mixtral_serving import metrics
-from mixtral_serving.metrics import Family, Kind, Registry
+from mixtral_serving.metrics import Family, GaugePublisher, Kind, Registry
 
 COUNTER = Family("done_total", Kind.COUNTER, "Done.", "reason", ("good", "bad"))
 GAUGE = Family("now", Kind.GAUGE, "Now.")
@@ -113,3 +113,21 @@ def test_observations_that_nobody_takes_are_bounded() -> None:
         served.observe("wait_seconds", 1)
     served.publish()
     assert triton.metric("wait_seconds").calls == metrics.MAX_PENDING
+
+
+def test_gauges_are_read_and_published_until_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "PUBLISH_S", 0.001)
+    served, triton = registry()
+    values, read_all = iter([1.0, 2.0, 3.0]), threading.Event()
+
+    def read() -> float:
+        value = next(values, None)
+        if value is None:
+            read_all.set()
+        return 3.0 if value is None else value
+
+    publisher = GaugePublisher(served, {"now": read})
+    assert read_all.wait(20)
+    publisher.close()
+    assert triton.value("now") == 3.0
+    assert triton.metric("now").calls == 3  # only what changed

@@ -59,6 +59,12 @@ def test_a_wrong_setting_is_refused_with_file_key_and_range(tmp_path: Path, sett
     assert "tensorrt_llm." in str(refused.value)
 
 
+def test_the_queue_s_limit_is_at_least_a_token(tmp_path: Path) -> None:
+    assert load(tmp_path, "[engine]\nmax_queued_tokens = 5000").engine.max_queued_tokens == 5000
+    with pytest.raises(InvalidArgument, match=r"engine\.max_queued_tokens is 0, it must be at least 1"):
+        load(tmp_path, "[engine]\nmax_queued_tokens = 0")
+
+
 def test_every_setting_is_in_the_documentation() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "settings.md").read_text()
     kinds = get_type_hints(ServeConfig)

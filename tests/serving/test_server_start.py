@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument, Unavailable
 from mixtral_serving.serve_config import EngineConfig, ServeConfig
 from mixtral_serving.server import preflight
@@ -51,6 +52,15 @@ def test_ports_must_differ_and_shared_memory_must_be_there(tmp_path: Path, monke
     monkeypatch.setattr(preflight, "SHM_NEEDED", 2**60)
     with pytest.raises(Unavailable, match=r"MiB free, .* MiB are needed; in a container raise it with --shm-size"):
         preflight.check_shared_memory(tmp_path)
+
+
+def test_the_settings_must_fit_the_engine(tmp_path: Path) -> None:
+    config = tmp_path / "serve.toml"
+    config.write_text("[engine]\nmax_queued_tokens = 99\n")
+    limits = EngineLimits(max_batch_size=8, max_input_len=100, max_seq_len=200, max_num_tokens=64)
+    with pytest.raises(InvalidArgument, match="max_queued_tokens is 99, it must be at least the engine's"):
+        preflight.check_admission(limits, config)
+    preflight.check_admission(limits, None)
 
 
 def test_settings_are_typed_and_without_unknown_keys(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from recorded_metrics import RecordedMetrics
 from mixtral_runtime.engine import Counts, EngineLimits, EngineStats, FinishReason, Output, Request
 from mixtral_runtime.errors import Unavailable
 from mixtral_serving import streams, window
-from mixtral_serving.admission import Admission
+from mixtral_serving.admission import LONGEST_PROMPTS, Admission
 from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_metrics import FAMILIES, EngineMetrics
 from mixtral_serving.engine_request import ResponseFlags
@@ -37,6 +37,7 @@ class ScriptedEngine:
         self.outputs: queue.Queue[Output] = queue.Queue()
         self.cancelled: queue.Queue[int] = queue.Queue()
         self.full = False
+        self.queued = 0
         self._next = 100
 
     def submit(self, request: Request) -> int:
@@ -55,7 +56,7 @@ class ScriptedEngine:
             return []
 
     def stats(self) -> EngineStats:
-        return EngineStats(0, 0, 8, 0, 0, 0, 0, 0, 0, {})
+        return EngineStats(0, self.queued, 8, 0, 0, 0, 0, 0, 0, {})
 
     def close(self, drain_s: float = 0.0) -> None:
         pass
@@ -301,3 +302,26 @@ def test_at_the_end_of_the_drain_time_running_requests_end_with_an_error(
     reason = FinishReason.CANCELLED
     engine.outputs.put(Output(101, [], Counts(1, 0), final=True, finish_reason=reason))
     assert sender.next() == ("UNAVAILABLE: the server is shutting down", True)
+
+
+def test_a_long_queue_refuses_requests_but_not_the_one_that_goes_before_all(
+    engine: ScriptedEngine, served: Streams
+) -> None:
+    """The engine admits nothing here, so each prompt of the greatest length waits."""
+    limit = LONGEST_PROMPTS * engine.limits.max_input_len
+    prompt = [1] * engine.limits.max_input_len
+    for _ in range(LONGEST_PROMPTS):
+        submit(served, Request(prompt, 5))
+        engine.queued += 1
+    with pytest.raises(Unavailable, match=f"{limit} prompt tokens wait and the prompt has 1, the limit is {limit}"):
+        submit(served, Request([1], 5))
+    submit(served, Request([1], 1, priority=1.0))
+    engine.emit(101, 7)  # it began
+    engine.queued -= 1
+    while not engine.outputs.empty():
+        time.sleep(0.01)
+    submit(served, Request(prompt, 5))
+
+
+def submit(served: Streams, request: Request) -> None:
+    served.submit(request, Stream(RecordingSender(), "", FLAGS, streaming=True, context=CONTEXT))

@@ -1,5 +1,6 @@
 """The pieces of a stream join to exactly the text, however the ids are grouped, and stop strings cut it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mixtral_serving import text_stream
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.text_stream import TextStream
+from mixtral_serving.vocabulary import Vocabulary
 
 HARD_TEXTS = [
     "你好，世界。繁體字",
@@ -142,3 +145,56 @@ def test_held_back_text_is_flushed_at_the_end(mixtral_builder: PromptBuilder) ->
     stream = TextStream(mixtral_builder.vocabulary, [], ["STOP"])
     assert stream.push(encode(mixtral_builder, "full ST")).text == " full "
     assert stream.push([], final=True).text == "ST"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(alphabet="ab 你€", max_size=30),
+    stops=st.lists(st.text(alphabet="ab 你€,", min_size=1, max_size=4), min_size=1, max_size=3),
+    strip_space=st.booleans(),
+)
+def test_coalesced_calls_count_the_tokens_of_single_ones(
+    builder: PromptBuilder, text: str, stops: list[str], strip_space: bool
+) -> None:
+    ids = encode(builder, text)
+    single = TextStream(builder.vocabulary, [], stops, strip_space=strip_space)
+    pieces = [single.push([token], final=index == len(ids) - 1) for index, token in enumerate(ids)]
+    together = TextStream(builder.vocabulary, [], stops, strip_space=strip_space).push(ids, final=True)
+    assert together.text == "".join(piece.text for piece in pieces)
+    assert together.tokens == sum(piece.tokens for piece in pieces)
+    assert together.stopped == single.stopped
+
+
+class CountingVocabulary(Vocabulary):
+    """Counts the tokens that are decoded."""
+
+    decoded = 0
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        CountingVocabulary.decoded += len(ids)
+        return super().decode_bytes(ids)
+
+
+@pytest.mark.parametrize("stops", [[], ["</answer>", "\n\n", "aaaaaaaab"]])
+def test_a_token_costs_the_same_however_long_the_text_is(
+    mixtral_builder: PromptBuilder, stops: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token is decoded once, and no more is searched for stop strings than what is new and what is held back."""
+    vocabulary = CountingVocabulary(mixtral_builder.vocabulary.token_bytes)
+    stream = TextStream(vocabulary, [], stops)
+    searched: list[int] = []
+
+    def overlap(text: str, stop: str) -> int:
+        searched.append(len(text))
+        return real_overlap(text, stop)
+
+    real_overlap = text_stream._overlap
+    monkeypatch.setattr(text_stream, "_overlap", overlap)
+    ids = encode(mixtral_builder, "some words aaaa <answer> 你好 ") * 1000
+    longest_token = max(map(len, vocabulary.token_bytes))
+    before = CountingVocabulary.decoded
+    for token in ids:
+        assert not stream.push([token]).stopped
+    assert CountingVocabulary.decoded - before == len(ids)
+    assert len(searched) == len(stops) * len(ids)
+    assert max(searched, default=0) <= longest_token + max(map(len, stops), default=0)

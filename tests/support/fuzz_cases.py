@@ -132,13 +132,6 @@ MESSAGES = (
     b'{"a":' * 5000,
 )
 CONTEXTS = (
-    b'{"prompt_tail":[1,300],"stops":["x"]}',
-    b'{"prompt_tail":[1,300],"stops":[],"return_output_ids":true,"prompt_text":"a","strip_space":true}',
-    b'{"prompt_tail":[],"stops":[]}',
-    b'{"prompt_tail":["a"],"stops":[1]}',
-    b'{"prompt_tail":null,"stops":null}',
-    b'{"prompt_tail":[999999999,-7],"stops":[""],"prompt_text":5}',
-    b'{"stops":[]}',
     b'[[1,300],["x"],null,false,true]',
     b"[[],[]]",
     b'[["a"],[1],5,"x",null]',
@@ -178,10 +171,10 @@ SOUND: dict[str, st.SearchStrategy[Any]] = {
     "top_log_probs": st.sampled_from([0, 1, 5]),
     "end_id": st.sampled_from([-1, 2, 300]),
     "stop_reason": st.sampled_from([b"cancelled", b"stop"]),
-    "STREAM_CONTEXT": st.sampled_from(CONTEXTS),
     "STREAM_ERROR": st.sampled_from(WORDS),
     "FINISH_REASON": st.sampled_from(WORDS),
     "TOKENS_BATCH": st.integers(-1, 1600),
+    "STREAM_CHUNK": st.integers(-(2**31), -(2**31) + 3) | st.integers(-1, 1600),
     "SEQUENCE_LENGTH": st.integers(-1, 4),
     "input_lengths": st.integers(-1, 4),
 }
@@ -196,7 +189,6 @@ ALIASES = {
     "runtime_top_k": "top_k",
     "runtime_top_p": "top_p",
     "END_ID": "end_id",
-    "stream_context": "STREAM_CONTEXT",
 }
 LENGTH_NAMES = ("max_tokens", "REQUEST_OUTPUT_LEN", "request_output_len")
 
@@ -221,6 +213,9 @@ def sound_values(spec: TensorSpec) -> st.SearchStrategy[Any]:
 
 @st.composite
 def tensor(draw: st.DrawFn, spec: TensorSpec, damaged: bool) -> WireTensor:
+    if spec.name in ("STREAM_CONTEXT", "stream_context") and not damaged:
+        packed = draw(st.sampled_from(CONTEXTS))
+        return WireTensor(spec.name, spec.datatype, (1, len(packed)), tuple(packed))
     datatype, rank = spec.datatype, len(spec.dims)
     damage = draw(st.sampled_from(["value", "value", "shape", "type", "bytes"])) if damaged else None
     batch = 1
@@ -291,8 +286,9 @@ PARAMETERS = st.lists(
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    model = models()[draw(st.sampled_from(sorted(models())))]
+def cases(draw: st.DrawFn, must: tuple[str, str] | None = None) -> Case:
+    """must: a model and one of its tensors, which may be damaged and is there."""
+    model = models()[must[0] if must else draw(st.sampled_from(sorted(models())))]
     ways: list[Way] = ["stream", "infer", "infer-binary", "generate", "generate_stream"]
     way = draw(st.sampled_from([*ways, "stream", "stream"] if model.decoupled else [*ways, "unary", "unary"]))
     specs = list(model.inputs.values())
@@ -302,7 +298,7 @@ def cases(draw: st.DrawFn) -> Case:
     if "stream" in model.inputs and draw(st.booleans()):
         names.add("stream")
     names |= set(draw(st.lists(st.sampled_from([spec.name for spec in specs]), max_size=3)))
-    names = names or {specs[0].name}
+    names |= {must[1]} if must else set()
     damaged = set(draw(st.lists(st.sampled_from(sorted(names)), max_size=2)))
     tensors = [draw(tensor(model.inputs[name], name in damaged)) for name in sorted(names)]
     tensors = draw(arrangement(tensors))

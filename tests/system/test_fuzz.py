@@ -7,10 +7,12 @@ answer as before. `make fuzz` does it for longer, with other requests each time 
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from fuzz_calls import send
@@ -26,11 +28,19 @@ from mixtral_client.errors import InvalidArgument
 from mixtral_serving.server.installation import unsupported_platform
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test
+from mixtral_serving.stream_chunk import unpack_chunk
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET_S = float(os.environ.get("MIXTRAL_FUZZ_S", "20"))
 AT_ONCE = 6
-HELD = ("requests_running", "requests_waiting", "streams_live", "kv_cache_blocks_used")
+HELD = (
+    "requests_running",
+    "requests_waiting",
+    "streams_live",
+    "kv_cache_blocks_used",
+    "detokenizer_streams",
+    "detokenizer_stopping",
+)
 
 
 class Target:
@@ -90,18 +100,7 @@ def test_no_request_harms_the_server_or_others(target: Target) -> None:
     end = time.monotonic() + BUDGET_S
     opened: set[int] = set()
 
-    @settings(
-        max_examples=max(1, int(BUDGET_S) * 20),
-        derandomize="MIXTRAL_FUZZ_S" not in os.environ,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],  # a crash cannot be tried again on the same server
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(cases(), min_size=AT_ONCE, max_size=AT_ONCE))
-    def fuzz(batch: list[Case]) -> None:
-        if time.monotonic() > end:
-            return
+    def try_all(batch: list[Case]) -> None:
         opened.update(streams_of(batch))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             replies = list(pool.map(lambda case: send(target.server, case), batch))
@@ -110,10 +109,34 @@ def test_no_request_harms_the_server_or_others(target: Target) -> None:
             assert wrong is None, f"{wrong}\n{case}\n{reply}"
         target.check(batch)
 
-    fuzz()
+    # First each tensor once, whatever the budget, then whatever comes.
+    tensors = [(model.name, name) for model in models().values() for name in model.inputs]
+    for at in range(0, len(tensors), AT_ONCE):
+        run_fuzz(
+            st.tuples(*(cases(must=must) for must in tensors[at : at + AT_ONCE])), 2, lambda batch: try_all([*batch])
+        )
+    mixed = st.lists(cases(), min_size=AT_ONCE, max_size=AT_ONCE)
+    run_fuzz(mixed, int(BUDGET_S) * 20, lambda batch: try_all(batch) if time.monotonic() < end else None)
+
     for stream_id in opened:
         assert send(target.server, end_of_stream(stream_id)) is not None
     target.check_rest()
+
+
+def run_fuzz(batches: st.SearchStrategy[Any], count: int, act: Callable[[Any], None]) -> None:
+    @settings(
+        max_examples=max(count, 1),
+        derandomize="MIXTRAL_FUZZ_S" not in os.environ,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # a crash cannot be tried again on the same server
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(batches)
+    def each(batch: Any) -> None:
+        act(batch)
+
+    each()
 
 
 def test_clients_that_were_refused_leave_no_connection_behind(target: Target) -> None:
@@ -140,8 +163,14 @@ def test_clients_that_were_refused_leave_no_connection_behind(target: Target) ->
 
 def streams_of(batch: list[Case]) -> set[int]:
     """Streams that a direct call of `postprocessing` may have begun: whoever begins one there has to end it."""
-    named = [tensor for case in batch for tensor in case.tensors if tensor.name == "STREAM_ID"]
-    return {value for tensor in named for value in tensor.values if isinstance(value, int) and 0 <= value < 2**64}
+    found = set()
+    for tensor in (tensor for case in batch for tensor in case.tensors):
+        raw = tensor.to_bytes()
+        if tensor.name == "STREAM_ID" and len(raw) == 8:
+            found.add(int.from_bytes(raw, "little"))
+        if tensor.name == "STREAM_CHUNK" and len(raw) >= 8 and len(raw) % 4 == 0:
+            found.add(unpack_chunk(np.frombuffer(raw, np.int32))[0])
+    return found
 
 
 def end_of_stream(stream_id: int) -> Case:
@@ -155,16 +184,3 @@ def end_of_stream(stream_id: int) -> Case:
             WireTensor("FINISH_REASON", "BYTES", (1, 1), (b"length",)),
         ),
     )
-
-
-def test_every_tensor_of_every_model_is_fuzzed() -> None:
-    seen: set[tuple[str, str]] = set()
-
-    @settings(max_examples=1500, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(cases())
-    def collect(case: Case) -> None:
-        seen.update((case.model, tensor.name) for tensor in case.tensors)
-
-    collect()
-    missing = {(model.name, name) for model in models().values() for name in model.inputs} - seen
-    assert not missing

@@ -177,3 +177,13 @@ def test_the_engine_model_alone_speaks_nvidias_tensors(server: Server, demo_mode
     assert answer.error is None
     assert len(answer.values("output_ids")) == sum(answer.values("sequence_length")) == 6
     assert set(answer.values("STREAM_ID")) != {0}
+
+
+def test_a_stream_interval_gives_the_same_text_in_fewer_responses(server: Server) -> None:
+    every = server.ask(text_input=STORY, max_tokens=40, stream=True, return_num_output_tokens=True)
+    fifth = server.ask(text_input=STORY, max_tokens=40, stream=True, return_num_output_tokens=True, stream_interval=5)
+    assert fifth.text == every.text
+    first, *others, last = fifth.values("num_output_tokens")
+    assert all(tokens >= 5 for tokens in others), "the first does not wait, the last takes what is left"
+    assert first + sum(others) + last == 40
+    assert len(fifth.responses) <= 1 + -(-39 // 5) + 1 < len(every.responses)

@@ -198,4 +198,5 @@ def test_engine_info_says_what_runs(double: Server) -> None:
     info = double.info()
     assert info["manifest"]["runtime"] == "tensorrt-llm"
     assert info["stats"]["max_batch_size"] == BATCH
-    assert info["limits"] == info["manifest"]["limits"] | {"max_batch_size": BATCH, "max_queue_size": QUEUE}
+    in_force = info["manifest"]["limits"] | {"max_batch_size": BATCH, "max_queue_size": QUEUE}
+    assert info["limits"].items() >= in_force.items()

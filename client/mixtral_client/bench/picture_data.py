@@ -14,6 +14,8 @@ LATENCIES = ("ttft_s", "tpot_s", "e2e_s")
 STATISTICS = ("p50", "p99")
 MOST_CURVES = 6  # more cannot be told apart
 MOST_ROWS = 40
+LEAST_ROWS = 8
+_MOST_SPANS = 12  # of a median request, that a timeline is long; in a longer one the responses cannot be told apart
 _MOST_STEPS = 400  # of a distribution's curve; finer than a picture's pixels
 
 
@@ -156,9 +158,14 @@ def spread(items: Sequence[tuple[Run, Point]], most: int) -> list[tuple[Run, Poi
 
 
 def timeline(point: Point, most: int = MOST_ROWS) -> Timeline:
-    """The first `most` measured requests in the order of their index."""
+    """The first measured requests in the order of their index: `most` of them, or those that began within _MOST_SPANS
+    median requests, but then LEAST_ROWS at least."""
     measured = sorted((record for record in point.requests if record.measured), key=lambda record: record.index)
     title = f"{workload_text(point.workload)}, {load_text(point.load)}"
+    if measured:
+        span = _MOST_SPANS * float(np.median([record.end_s - record.scheduled_s for record in measured]))
+        soon = sum(record.scheduled_s <= measured[0].scheduled_s + span for record in measured)
+        most = min(most, max(LEAST_ROWS, soon))
     return Timeline(title, [_row(record) for record in measured[:most]], len(measured), point.window)
 
 

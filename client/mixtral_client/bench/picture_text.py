@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mixtral_client.bench.picture_data import Run, load_text, workload_text
-from mixtral_client.bench.result import BenchResult
+from mixtral_client.bench.result import BenchResult, Workload
 
 
 def title(what: str, runs: Sequence[Run]) -> str:
@@ -15,11 +15,17 @@ def title(what: str, runs: Sequence[Run]) -> str:
 
 def caption(runs: Sequence[Run]) -> str:
     """A line for what was asked, and one for each run's hardware, engine and versions."""
-    workloads = dict.fromkeys(workload_text(point.workload) for run in runs for point in run.result.points)
-    lines = [f"Prompts: {'; '.join(workloads)} (tokens)."] if 0 < len(workloads) <= 3 else []
+    workloads = dict.fromkeys(_prompts(point.workload) for run in runs for point in run.result.points)
+    lines = [f"Prompts: {'; '.join(workloads)}."] if 0 < len(workloads) <= 3 else []
     lines += [_where(run) for run in runs]
     errors = [text for run in runs if (text := _errors(run))]
     return "\n".join([*lines, *errors])
+
+
+def _prompts(workload: Workload) -> str:
+    if workload.kind == "dolly-like":
+        return "lengths drawn to be like Dolly's"
+    return workload_text(workload) + (" (tokens)" if workload.kind == "synthetic" else "")
 
 
 def _where(run: Run) -> str:

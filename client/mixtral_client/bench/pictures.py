@@ -146,7 +146,7 @@ def _draw_distributions(runs: Sequence[Run], folder: Path) -> list[Path]:
 def _draw_timeline(result: BenchResult, point: Point, folder: Path) -> list[Path]:
     shown = timeline(point)
     run = Run("", result)
-    figure, (panel,) = new_figure(title(f"Timeline of {shown.title}", [run]), height=1.0 + 0.1 * len(shown.rows))
+    figure, (panel,) = new_figure(title(f"Timeline of {shown.title}", [run]), height=1.2 + 0.1 * len(shown.rows))
     waits = [(row.scheduled_s, row.end_s if row.first_s is None else row.first_s) for row in shown.rows]
     panel.hlines(range(len(waits)), *zip(*waits, strict=True), color="#b8b8b8", linewidth=2, label="waiting, prefill")
     streams = [(i, row.first_s, row.end_s) for i, row in enumerate(shown.rows) if row.first_s is not None]
@@ -157,6 +157,9 @@ def _draw_timeline(result: BenchResult, point: Point, folder: Path) -> list[Path
         panel.plot(firsts, places, "o", color=COLOURS[1], markersize=3.2, label="first token")
     if failed := [(row.end_s, i) for i, row in enumerate(shown.rows) if row.failed]:
         panel.plot(*zip(*failed, strict=True), "x", color="black", markersize=5, label="failed")
+    begin, end = min(row.scheduled_s for row in shown.rows), max(row.end_s for row in shown.rows)
+    room = 0.02 * (end - begin) or 0.1
+    panel.set_xlim(begin - room, end + room)  # the window may be much longer
     panel.axvspan(*shown.window, color="#f3efe0", zorder=0, linewidth=0, label="steady state")
     panel.set_xlabel("seconds since the point began")
     panel.set_ylabel(f"requests, {len(shown.rows)} of {shown.of} measured")
@@ -203,7 +206,7 @@ def _load_ticks(panel: Any, loads: Sequence[float]) -> None:
         panel.set_xscale("log", base=2)
         panel.set_xlim(values[0] / 1.3, values[-1] * 1.3)
     panel.set_xticks(values, [f"{value:.3g}" for value in values])
-    panel.minorticks_off()
+    panel.xaxis.minorticks_off()
 
 
 def _joined(*parts: str) -> str:

@@ -36,6 +36,7 @@ _SETTINGS: Any = {
     "svg.hashsalt": "mixtral",  # the same figures give the same file
 }
 _WIDE = 30
+_LABELS_BETWEEN = 1000
 _CAPTION_SIZE = 7
 _CAPTION_LINE_INCH = 0.135
 _TITLE_INCH = 0.34
@@ -75,7 +76,12 @@ def log_if_wide(panel: Any, axis: Literal["x", "y"], values: Sequence[float]) ->
         return False
     panel.set(**{f"{axis}scale": "log"})
     plain = plotting().FuncFormatter(lambda value, _: f"{value:g}")
-    (panel.xaxis if axis == "x" else panel.yaxis).set_major_formatter(plain)
+    axis_of = panel.xaxis if axis == "x" else panel.yaxis
+    axis_of.set_major_formatter(plain)
+    # Where powers of ten are too few to read values between them, 2 and 5 are labelled too, and nothing else.
+    narrow = max(values) / min(values) < _LABELS_BETWEEN
+    axis_of.set_minor_locator(plotting().LogLocator(subs=(2.0, 5.0) if narrow else range(2, 10)))
+    axis_of.set_minor_formatter(plain if narrow else plotting().NullFormatter())
     return True
 
 

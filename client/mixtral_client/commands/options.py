@@ -256,8 +256,7 @@ generation_options = _packed(
         "--stream-interval",
         type=click.IntRange(1, 1024),
         metavar="N",
-        help="At least N tokens in each response after the first: less work for the server, a less even flow. "
-        "Default: 1.",
+        help="Wait for N tokens before each response after the first: less work for the server. Default: 1.",
     ),
     click.option("--token-ids", "return_output_ids", is_flag=True, help="Give the tokens' ids (with --json)."),
     click.option("--log-probs", "return_log_probs", is_flag=True, help="Give their log probabilities (with --json)."),

@@ -71,6 +71,7 @@ def _limits(limits: dict[str, Any]) -> str:
         ("max_input_len", "prompt {} tokens"),
         ("max_seq_len", "prompt and output {} tokens"),
         ("max_queue_size", "{} waiting"),
+        ("max_queued_tokens", "with {} prompt tokens"),
     )
 
 

@@ -5,6 +5,7 @@ A request that names the output `vocabulary` gets the bytes of every token, spec
 
 import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_runtime.manifest import MANIFEST_NAME
 from mixtral_runtime.tokenizer import load_tokenizer
+from mixtral_serving import statistics_file
+from mixtral_serving.counters import Counters
 from mixtral_serving.triton import (
     as_mixtral_error,
     call_engine,
@@ -30,13 +33,14 @@ class TritonPythonModel:
         check_numpy()
         self.log = log_to_triton(args["model_name"])
         self.manifest = json.loads((engine_dir() / MANIFEST_NAME).read_text())
+        self.statistics_path = statistics_file.path_beside(Counters.of_server())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
         try:
-            stats = engine_stats()
+            stats = engine_stats(self.statistics_path)
             info = {"manifest": self.manifest, "limits": stats.pop("limits"), "stats": stats}
             outputs = {"info": np.array([[json.dumps(info)]], np.object_)}
             if "vocabulary" in request.requested_output_names():
@@ -64,11 +68,8 @@ def vocabulary_outputs() -> dict[str, Any]:
     }
 
 
-def engine_stats() -> dict[str, Any]:
-    for answer in call_engine({"return_engine_stats": np.array([[True]])}, ["engine_stats"]):
+def engine_stats(path: Path) -> dict[str, Any]:
+    for answer in call_engine({"return_engine_stats": np.array([[True]])}, ["output_ids"]):
         if answer.has_error():
             raise Internal(f"the engine gives no statistics: {answer.error().message()}")
-        for tensor in answer.output_tensors():
-            stats: dict[str, Any] = json.loads(tensor.as_numpy().reshape(-1)[0])
-            return stats
-    raise Internal("the engine gives no statistics")
+    return statistics_file.read(path)

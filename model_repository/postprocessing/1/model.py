@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from mixtral_serving.detokenizer_model import DetokenizerModel
+from mixtral_serving.detokenizer_model import FAMILIES, DetokenizerModel
 from mixtral_serving.prompt import PromptBuilder
-from mixtral_serving.triton import check_numpy, engine_dir
+from mixtral_serving.triton import check_numpy, engine_dir, metric_registry
 from mixtral_serving.triton_log import log_to_triton
 
 
@@ -12,7 +12,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         check_numpy()
         log_to_triton(args["model_name"])
-        self.model = DetokenizerModel(PromptBuilder.load(engine_dir() / "tokenizer").vocabulary)
+        vocabulary = PromptBuilder.load(engine_dir() / "tokenizer").vocabulary
+        self.model = DetokenizerModel(vocabulary, metric_registry(FAMILIES, args))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.model.answer(request) for request in requests]

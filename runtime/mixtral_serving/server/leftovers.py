@@ -32,7 +32,7 @@ def hold(counters: Path) -> int:
 def remove_leftovers() -> int:
     """Ends what launchers that are gone have left on this machine and removes their files. Returns how many processes
     had to be ended. What belongs to another user stays."""
-    return sum(_remove(prefix) for prefix in _abandoned())
+    return sum(remove(prefix) for prefix in _abandoned())
 
 
 def remove_files(prefix: str) -> None:
@@ -63,11 +63,12 @@ def _abandoned() -> Iterator[str]:
             yield found[1]
 
 
-def _remove(prefix: str) -> int:
+def remove(prefix: str) -> int:
+    """Ends all processes but this that bear a prefix, and removes their files. Returns how many there were."""
     ended = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(prefix in argument for argument in process.cmdline()):
+            if process.pid != os.getpid() and any(prefix in argument for argument in process.cmdline()):
                 process.kill()
                 ended.append(process)
     psutil.wait_procs(ended, _END_S)

@@ -6,14 +6,16 @@ import shutil
 import socket
 from pathlib import Path
 
+from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument, Unavailable
 from mixtral_runtime.manifest import Manifest
 from mixtral_runtime.tensorrt_llm.bindings import check_installed
+from mixtral_serving.admission import Admission
 from mixtral_serving.serve_config import ServeConfig
 from mixtral_serving.server.command import Address
 from mixtral_serving.server.exposure import Exposure
 
-SHM_NEEDED = 16 * 2**20  # bytes: five stubs take 1 MiB each at start and grow with the requests
+SHM_NEEDED = 16 * 2**20  # bytes: six stubs take 1 MiB each at start and grow with the requests
 
 
 def check_all(engine_dir: Path, config: Path | None, address: Address) -> Manifest:
@@ -21,6 +23,7 @@ def check_all(engine_dir: Path, config: Path | None, address: Address) -> Manife
     manifest = Manifest.load(engine_dir)
     manifest.check_files(engine_dir)
     check_runtime(manifest)
+    check_admission(manifest.limits, config)
     check_ports(load_exposure(config).bind(address))
     check_shared_memory(Path("/dev/shm"))
     return manifest
@@ -35,6 +38,12 @@ def check_runtime(manifest: Manifest) -> None:
             f"the engine was built for {manifest.world_size} GPUs, whose servers mpirun starts, and there is none on "
             f"PATH; serve it in the container, or build it with TP=1"
         )
+
+
+def check_admission(limits: EngineLimits, config: Path | None) -> None:
+    """Raises InvalidArgument when the settings let the engine's longest prompt never wait."""
+    if config is not None:
+        Admission(limits, ServeConfig.load(config).engine.max_queued_tokens)
 
 
 def load_exposure(config: Path | None) -> Exposure:

@@ -33,8 +33,9 @@ from mixtral_serving.server.local_http import open_local
 from mixtral_serving.server.log import LogRelay
 from mixtral_serving.server.preflight import load_exposure
 
-CHILD = Path(__file__).with_name("child.py")
+GUARD = [sys.executable, "-m", "mixtral_serving.server.guard"]
 _READY_ANSWER_S = 2.0
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV)
 _STOP_GRACE_S = EXIT_TIMEOUT_S + 10
 
 
@@ -63,9 +64,11 @@ class ServerProcess:
         self._log, self._verbose = log, verbose
         self._relay: LogRelay | None = None
         self.canary_id = secrets.token_hex(16)  # not guessable: the engine keeps a place for it
-        self._shm_prefix = f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
+        self._shm_prefix = _new_prefix()
+        self._crashed_starting = False
         self._counters: Counters | None = None
         self._lock: int | None = None  # says that this launcher is alive
+        self._guard: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "ServerProcess":
@@ -88,13 +91,15 @@ class ServerProcess:
         counters = SHM / f"{self._shm_prefix}counters"
         self._lock = hold(counters)
         self._counters = Counters(counters)
+        # In a session of its own: whatever hits the launcher's group does not hit it.
+        self._guard = subprocess.Popen([*GUARD, self._shm_prefix], stdin=subprocess.PIPE, start_new_session=True)
         python_bin = Path(sys.executable).parent
         environment = server_environment(os.environ, installation, python_bin, self._engine_dir, self._config)
         if self.exposure.token_file is not None:
             environment |= token_environment(self.exposure.token_file, work_dir, environment)
         command = self._command(installation, Manifest.load(self._engine_dir).world_size)
         self.process = subprocess.Popen(
-            [sys.executable, "-I", str(CHILD), str(os.getpid()), *command],
+            command,
             env=environment | {COUNTERS: str(self._counters.path), CANARY_ID: self.canary_id},
             cwd=work_dir,
             stdin=subprocess.DEVNULL,
@@ -125,6 +130,9 @@ class ServerProcess:
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 self._relay.join(2)
+                if -code in _CRASHES and self._relay.failure is None and not self._crashed_starting:
+                    self._start_again()
+                    continue
                 reason = self._relay.failure or f"exit code {code}; start it with --verbose to see its log"
                 raise Internal(f"the server ended while starting: {reason}")
             if self.is_ready():
@@ -134,6 +142,15 @@ class ServerProcess:
         raise Internal(
             f"the server was not ready after {timeout_s:g} s; start it with --verbose to see how far it came"
         )
+
+    def _start_again(self) -> None:
+        """Triton's stubs race for a lock at their start, and on a busy machine one of them aborts the server now and
+        then. Once may be that; twice is something else."""
+        self._crashed_starting = True
+        self._log.write("the server crashed while starting and is started once more\n")
+        self.stop()
+        self._shm_prefix = _new_prefix()
+        self.start()
 
     @property
     def pid(self) -> int:
@@ -206,10 +223,18 @@ class ServerProcess:
         if self._counters is not None:
             self._counters.close()
             self._counters = None
+        if self._guard is not None:
+            self._guard.communicate()
+            self._guard = None
         remove_files(self._shm_prefix)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _new_prefix() -> str:
+    """Of everything in shared memory and of the work folder of one start."""
+    return f"mixtral-{os.getpid()}-{time.monotonic_ns():x}-"
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -140,23 +140,27 @@ class Supervisor:
                         self.health.reasons = reasons
             finally:
                 canary.stop()
-            self._drain(server.counters)
+            self._drain(server)
             return None
 
     def _ask_canary(self, server: ServerProcess) -> Callable[[], None]:
         return partial(ask_canary, server.address.local_http, server.canary_id, self._settings.canary_timeout_s)
 
-    def _drain(self, counters: Counters) -> None:
+    def _drain(self, server: ServerProcess) -> None:
         """Before Triton hears of it: once it is told to stop it refuses the next step of running requests too."""
+        counters = server.counters
         counters[Counter.DRAIN] = Drain.REFUSE
-        if not self._wait_until_idle(counters, self._drain_s):
-            counters[Counter.DRAIN] = Drain.END
-            self._wait_until_idle(counters, END_S)
+        if _wait_until_idle(counters, self._drain_s, self._hurry):
+            return
+        counters[Counter.DRAIN] = Drain.END
+        if not _wait_until_idle(counters, END_S) and counters[Counter.LIVE]:
+            server.kill()  # what does not end now would leave its client without an answer while Triton waits for it
 
-    def _wait_until_idle(self, counters: Counters, limit_s: float) -> bool:
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline and not self._hurry.is_set():
-            if counters[Counter.LIVE] == 0 and counters[Counter.SENT] <= counters[Counter.HANDLED]:
-                return True
-            time.sleep(0.02)
-        return False
+
+def _wait_until_idle(counters: Counters, limit_s: float, hurry: threading.Event | None = None) -> bool:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and not (hurry is not None and hurry.is_set()):
+        if counters[Counter.LIVE] == 0 and counters[Counter.SENT] <= counters[Counter.HANDLED]:
+            return True
+        time.sleep(0.02)
+    return False
