@@ -63,7 +63,11 @@ def served(environment: dict[str, str]) -> Iterator[Server]:
     flags = f"--http-port {address.http_port} --grpc-port {address.grpc_port} --metrics-port {address.metrics_port}"
     flags += f" --health-port {address.health_port}"
     process = subprocess.Popen(
-        ["make", "-e", "serve"], cwd=ROOT, env=environment | {"SERVE_FLAGS": flags}, stdout=subprocess.PIPE, text=True
+        ["make", "-e", "serve"],
+        cwd=ROOT,
+        env=environment | {"SERVE_FLAGS": flags, "GATEWAY_PORT": str(free_address().http_port)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("ready: pytorch engine")
