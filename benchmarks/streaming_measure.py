@@ -17,13 +17,15 @@ from synthetic_tokens import END_TOKEN, FIRST_TOKEN
 from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
 
 Floats = npt.NDArray[np.float64]
+RUSH_S = 1.0
 LAG_GROWTH_MS = 20.0  # more than this from the first third of a run to the last, and the lag is not flat
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """streams: at once. offered_tokens_per_s: what the engine makes, None when it does not wait. delivered: tokens/s
-    from the first request to the last arrival. added_*: milliseconds from the step that made a token to its arrival.
+    from the first request to the last arrival. added_*: milliseconds from the step that made a token to its arrival,
+    of a paced load without its first second.
     lag_growth_ms: median of the last third less that of the first. cpu_us: processor time per response by process."""
 
     path: str
@@ -80,7 +82,10 @@ def measure(path: StreamingPath, running: Running, prompts: Sequence[Prompt], ma
     responses = sum(len(stream.times_ns) for stream in arrivals)
     tokens = len(prompts) * max_tokens
     span_s = (max(a.times_ns[-1] for a in arrivals) - min(a.sent_ns for a in arrivals)) / 1e9
-    third = max(max_tokens // 3, 1)
+    if step_s:
+        # A paced load is meant as one that goes on: the rush in which all streams begin at once is left out.
+        added = added[:, min(int(RUSH_S / step_s), max_tokens // 2) :]
+    third = max(added.shape[1] // 3, 1)
     cpu_s = {name: after[name] - before[name] for name in before} | {"client": client_after - client_before}
     return Point(
         path=path.name,
