@@ -145,7 +145,7 @@ def test_make_uses_that_environment_and_sets_nothing_up_again(
         'mixtral-build quantize "models/m" "checkpoints/m-int8" --precision int8 --tp-size 1 --layout sm80',
         'mixtral-build engine "checkpoints/m-int8" "engines/default" --runtime tensorrt-llm --gpu a100 '
         "--preset latency --replace",
-        'exec python3 scripts/serve.py --engine "engines/default" ',
+        'exec python3 scripts/serve.py --engine "engines/default" --gateway-port 9000 ',
     ]
 
 

@@ -272,13 +272,15 @@ def test_beside_the_server_it_is_started_again_and_stopped_with_it(engine_dir: P
     command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--engine", str(engine_dir), *options]
     with log.open("w") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True) as launcher:
         assert launcher.stdout is not None
-        assert launcher.stdout.readline().startswith("ready: ")
-        wait_for_health()
-        (child,) = [c for c in psutil.Process(launcher.pid).children() if "mixtral_gateway" in c.cmdline()]
-        child.kill()
-        psutil.wait_procs([child], 10)
-        wait_for_health()
-        launcher.terminate()
+        try:
+            assert launcher.stdout.readline().startswith("ready: ")
+            wait_for_health()
+            (child,) = [c for c in psutil.Process(launcher.pid).children() if "mixtral_gateway" in c.cmdline()]
+            child.kill()
+            psutil.wait_procs([child], 10)
+            wait_for_health()
+        finally:
+            launcher.terminate()
         assert launcher.wait(60) == 0
     assert f"the gateway on port {port} ended with code -9" in log.read_text()
     with pytest.raises(httpx.ConnectError):
