@@ -30,11 +30,20 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except MixtralClientError as error:
-            raise Failure(str(error)) from error
-        except KeyboardInterrupt:
+        except (MixtralClientError, KeyboardInterrupt, click.Abort) as error:
             # Leaving the stream has cancelled the request already. Click would exit with 1.
-            ctx.exit(INTERRUPTED)
+            if _was_interrupted(error):
+                ctx.exit(INTERRUPTED)
+            raise Failure(str(error)) from error
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether it is an interrupt, or what an interrupt broke on its way out."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt | click.Abort):
+            return True
+        error = error.__context__
+    return False
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

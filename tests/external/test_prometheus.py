@@ -137,7 +137,7 @@ def test_the_traffic_is_what_the_queries_say(prometheus: Prometheus) -> None:
     assert 0 < value("Time per output token", "p50") < 1
     assert value("Tokens per second", "output") > value("Tokens per second", "prompt") > 0
     assert value("Errors", "errors") == 0
-    assert 0 < value("Batch size", "tokens per step") <= 2  # two clients
+    assert 0 < value("Batch size", "tokens per step") < 4  # two clients; rates of a few seconds are extrapolated
     assert value("KV cache", "free") > value("KV cache", "used") >= 0
 
 
