@@ -22,9 +22,8 @@ from tokenizers.decoders import DecodeStream
 from mixtral_runtime.tokenizer import encode_text
 from mixtral_serving.detokenizer import Detokenizer
 from mixtral_serving.prompt import PromptBuilder
-from mixtral_serving.stream_chunk import pack_chunk, unpack_chunk
+from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
 from mixtral_serving.stream_context import StreamContext
-from mixtral_serving.tensors import Tensors
 from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
 
@@ -112,17 +111,15 @@ def measure_responses(builder: PromptBuilder, rounds: int, stops: Sequence[str])
         spent = []
         for _ in range(rounds):
             detokenizer = Detokenizer(builder.vocabulary)
-            context = StreamContext([1], list(stops), return_num_output_tokens=True).pack()
-            chunks = [pack_chunk(7, ids) for ids in groups_of(text_of_ids(builder, size * RESPONSES), size)]
-            requests = [Tensors({"STREAM_CHUNK": chunk}) for chunk in chunks]
-            requests[0] = Tensors({"STREAM_CHUNK": chunks[0], "STREAM_CONTEXT": context})
+            context = StreamContext([1], list(stops), return_num_output_tokens=True).pack().tobytes()
+            groups = groups_of(text_of_ids(builder, size * RESPONSES), size)
+            chunks = [StreamChunk(7, groups[0], ChunkExtras(context)).pack()]
+            chunks += [StreamChunk(7, ids).pack() for ids in groups[1:]]
             start = time.process_time_ns()
-            for request in requests:
-                chunk = request.array("STREAM_CHUNK")
-                assert chunk is not None
-                stream_id, ids = unpack_chunk(chunk)
-                detokenizer.handle(stream_id, request, ids)
-            spent.append((time.process_time_ns() - start) / len(requests) / 1000)
+            for packed in chunks:
+                chunk = StreamChunk.unpack(packed)
+                detokenizer.handle(chunk.stream_id, chunk.token_ids, chunk.extras)
+            spent.append((time.process_time_ns() - start) / len(chunks) / 1000)
         by_size[size] = statistics.median(spent)
     per_token, per_response = np.polyfit(list(by_size), list(by_size.values()), 1)
     return {

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mixtral_runtime.errors import unpack_error
+from mixtral_serving.stream_chunk import NO_EXTRAS, ChunkExtras
 from mixtral_serving.stream_context import StreamContext
-from mixtral_serving.tensors import Array, Tensors
+from mixtral_serving.tensors import Array
 from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
 
@@ -58,18 +59,18 @@ class Detokenizer:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def handle(self, stream_id: int | None, inputs: Tensors, ids: list[int]) -> Reply:
+    def handle(self, stream_id: int | None, ids: list[int], extras: ChunkExtras = NO_EXTRAS) -> Reply:
         """One response of the engine: its token ids, and what else it carries. Raises the engine's error when that is
         among it."""
         now = time.monotonic()
-        stream = self._stream(stream_id, inputs)
+        stream = self._stream(stream_id, extras.context)
         stream.seen_at = now
         if now - self._swept_at > SWEEP_S:
             self._sweep(now)
-        finish_reason = inputs.one("FINISH_REASON")
-        if (error := inputs.one("STREAM_ERROR")) is not None:
+        if extras.error is not None:
             self.drop(stream_id)
-            raise unpack_error(error.decode(errors="replace"))
+            raise unpack_error(extras.error)
+        finish_reason = extras.finish_reason
         was_stopped = stream.text.stopped
         piece = stream.text.push(ids, final=finish_reason is not None)
         text = piece.text
@@ -78,15 +79,13 @@ class Detokenizer:
             text = (stream.context.prompt_text or "") + text
         # Always present, even empty: NVIDIA's clients index it without looking.
         reply = Reply({"OUTPUT": np.array([text.encode()], np.object_)}, ended=finish_reason is not None)
-        if (seed := inputs.array("USED_SEED")) is not None:
-            reply.outputs["used_seed"] = seed
         if not was_stopped:
-            self._add_token_outputs(reply.outputs, stream, inputs, ids[: piece.tokens])
+            _add_token_outputs(reply.outputs, stream, ids[: piece.tokens], extras)
             if piece.stopped:
                 reply.stop = finish_reason is None
-                finish_reason = b"stop"
+                finish_reason = "stop"
             if finish_reason is not None:
-                reply.outputs["finish_reason"] = np.array([[finish_reason]], np.object_)
+                reply.outputs["finish_reason"] = np.array([[finish_reason.encode()]], np.object_)
         if reply.ended:
             self.drop(stream_id)
         elif not reply.stop:
@@ -109,8 +108,7 @@ class Detokenizer:
         if stream_id is not None:
             self._streams.pop(stream_id, None)
 
-    def _stream(self, stream_id: int | None, inputs: Tensors) -> _Stream:
-        packed = inputs.array("STREAM_CONTEXT")
+    def _stream(self, stream_id: int | None, packed: bytes | None) -> _Stream:
         if packed is None and stream_id is not None and (known := self._streams.get(stream_id)):
             return known
         context = StreamContext([], [], return_output_ids=True) if packed is None else StreamContext.unpack(packed)
@@ -120,23 +118,21 @@ class Detokenizer:
             self._streams[stream_id] = stream
         return stream
 
-    @staticmethod
-    def _add_token_outputs(outputs: dict[str, Array], stream: _Stream, inputs: Tensors, ids: list[int]) -> None:
-        """Everything per token, cut behind the token in which a stop string ended."""
-        count = len(ids)
-        if stream.context.return_output_ids:
-            outputs["output_ids"] = np.array([[ids]], np.int32)
-        if (prompt_log_probs := inputs.array("PROMPT_LOG_PROBS")) is not None:
-            outputs["prompt_log_probs"] = prompt_log_probs
-        if count and (input_tokens := inputs.array("NUM_INPUT_TOKENS")) is not None:
-            outputs["num_input_tokens"] = input_tokens
-        if count and stream.context.return_num_output_tokens:
-            outputs["num_output_tokens"] = np.array([[count]], np.int32)
-        if (log_probs := inputs.array("OUTPUT_LOG_PROBS")) is not None:
-            cut = log_probs[:, :, :count]  # [1, beams, tokens]
-            stream.cum_log_prob += float(cut.sum())
-            outputs["output_log_probs"] = cut
-            outputs["cum_log_probs"] = np.array([[stream.cum_log_prob]], np.float32)
-        for name in ("top_token_ids", "top_token_log_probs"):
-            if (alternatives := inputs.array(name.upper())) is not None:
-                outputs[name] = alternatives[:, :count]  # [1, tokens, alternatives]
+
+def _add_token_outputs(outputs: dict[str, Array], stream: _Stream, ids: list[int], extras: ChunkExtras) -> None:
+    """Everything per token, cut behind the token in which a stop string ended: to `ids`."""
+    count = len(ids)
+    if stream.context.return_output_ids:
+        outputs["output_ids"] = np.array([[ids]], np.int32)  # [batch, beams, tokens]
+    if count and stream.context.return_num_output_tokens:
+        outputs["num_output_tokens"] = np.array([[count]], np.int32)
+    if extras is NO_EXTRAS:
+        return
+    if extras.log_probs is not None:
+        cut = extras.log_probs[:count]
+        stream.cum_log_prob += sum(cut)
+        outputs["output_log_probs"] = np.array([[cut]], np.float32)  # [batch, beams, tokens]
+        outputs["cum_log_probs"] = np.array([[stream.cum_log_prob]], np.float32)
+    if extras.top_ids is not None and extras.top_log_probs is not None:
+        outputs["top_token_ids"] = np.array([extras.top_ids[:count]], np.int32)  # [batch, tokens, alternatives]
+        outputs["top_token_log_probs"] = np.array([extras.top_log_probs[:count]], np.float32)

@@ -15,7 +15,7 @@ from mixtral_runtime.errors import InvalidArgument, MixtralError
 from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
 from mixtral_serving.metrics import Family, GaugePublisher, Kind, Registry
-from mixtral_serving.stream_chunk import unpack_chunk
+from mixtral_serving.stream_chunk import NO_EXTRAS, StreamChunk
 from mixtral_serving.tensors import Tensors
 from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
 from mixtral_serving.vocabulary import Vocabulary
@@ -50,12 +50,14 @@ class DetokenizerModel:
         stream_id: int | None = None
         try:
             inputs = read(request)
-            if (chunk := inputs.array("STREAM_CHUNK")) is not None:
+            ids, extras = [], NO_EXTRAS
+            if (packed := inputs.array("STREAM_CHUNK")) is not None:
                 self._counters[Counter.HANDLED] += 1
-                stream_id, token_ids = unpack_chunk(chunk)
+                chunk = StreamChunk.unpack(packed)
+                stream_id, ids, extras = chunk.stream_id, chunk.token_ids, chunk.extras
             else:
-                stream_id, token_ids = inputs.one("STREAM_ID"), _token_ids(inputs)
-            reply = self._detokenizer.handle(stream_id, inputs, token_ids)
+                ids = _token_ids(inputs)
+            reply = self._detokenizer.handle(stream_id, ids, extras)
         except Exception as error:
             if not isinstance(error, MixtralError):
                 log.exception("a response could not be decoded")

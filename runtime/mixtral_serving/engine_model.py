@@ -15,7 +15,7 @@ from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_metrics import EngineMetrics
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.metrics import Registry
-from mixtral_serving.stream_chunk import pack_chunk
+from mixtral_serving.stream_chunk import NO_EXTRAS, ChunkExtras, StreamChunk
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
@@ -72,7 +72,9 @@ class EngineModel:
         request, flags = engine_request(inputs, self._end_id)
         if request_id and request_id == self._canary_id:
             request = replace(request, priority=MAX_PRIORITY)
-        stream = Stream(sender, request_id, flags, request.streaming, inputs.array("stream_context"))
+        context = inputs.array("stream_context")
+        packed = None if context is None else context.tobytes()
+        stream = Stream(sender, request_id, flags, request.streaming, packed)
         if not request.sampling.greedy:
             stream.seed = request.sampling.seed
         self._streams.submit(request, stream)
@@ -101,44 +103,72 @@ def warm_up(engine: Engine) -> None:
 def respond(stream: Stream, output: Output | None) -> Any:
     """One engine output as a response; without an output, an empty one that shows a cancel to `postprocessing`.
 
-    An error of a stream of the ensemble travels as a tensor, because the ensemble would otherwise end without
+    An error of a stream of the ensemble travels in the chunk, because the ensemble would otherwise end without
     `postprocessing` learning of it.
     """
-    if output is not None and output.error is not None and stream.context is None:
+    if stream.context is not None:
+        return response(chunk_tensors(stream, output))
+    if output is not None and output.error is not None:
         return error_response(output.error)
     return response(output_tensors(stream, output))
 
 
-def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
+def chunk_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
+    """For the ensemble: what the detokenizer reads or cuts, and what goes past it to the client."""
     ids = [] if output is None else output.token_ids
-    tensors: dict[str, Array]
-    if stream.context is None:
-        tensors = {
-            "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
-            "sequence_length": np.array([[len(ids)]], np.int32),
-            "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
-        }
-    else:
-        tensors = {"STREAM_CHUNK": pack_chunk(stream.stream_id, ids)}
-        if stream.sent == 0:
-            tensors["STREAM_CONTEXT"] = stream.context
+    chunk = StreamChunk(stream.stream_id, ids, _extras(stream, output))
+    return {"STREAM_CHUNK": chunk.pack(), **_once(stream, output)}
+
+
+def _extras(stream: Stream, output: Output | None) -> ChunkExtras:
+    context = stream.context if stream.sent == 0 else None
+    if output is None:
+        return NO_EXTRAS if context is None else ChunkExtras(context)
+    if context is None and output.finish_reason is None and output.log_probs is None:  # nearly all of them
+        return NO_EXTRAS
+    tops = output.top_log_probs or None
+    return ChunkExtras(
+        context,
+        None if output.finish_reason is None else output.finish_reason.value,
+        None if output.error is None else output.error.text,
+        output.log_probs,
+        tops and [top.token_ids for top in tops],
+        tops and [top.log_probs for top in tops],
+    )
+
+
+def output_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
+    """For a client of this model itself."""
+    ids = [] if output is None else output.token_ids
+    tensors: dict[str, Array] = {
+        "output_ids": np.array([ids], np.int32).reshape(1, 1, len(ids)),  # [batch, beams, tokens]
+        "sequence_length": np.array([[len(ids)]], np.int32),
+        "STREAM_ID": np.array([[stream.stream_id]], np.uint64),
+        **_once(stream, output),
+    }
+    if output is None:
+        return tensors
+    if output.finish_reason is not None:
+        tensors["finish_reason"] = np.array([[output.finish_reason.value.encode()]], np.object_)
+    if ids and stream.flags.num_output_tokens:
+        tensors["num_output_tokens"] = np.array([[len(ids)]], np.int32)
+    if output.log_probs is not None:
+        tensors["output_log_probs"] = np.array([[output.log_probs]], np.float32)
+    if output.top_log_probs:
+        tensors["top_token_ids"] = np.array([[top.token_ids for top in output.top_log_probs]], np.int32)
+        tensors["top_token_log_probs"] = np.array([[top.log_probs for top in output.top_log_probs]], np.float32)
+    return tensors
+
+
+def _once(stream: Stream, output: Output | None) -> dict[str, Array]:
+    """What no stop string can cut."""
+    tensors: dict[str, Array] = {}
     if stream.sent == 0 and stream.seed is not None:
         tensors["used_seed"] = np.array([[stream.seed]], np.uint64)
     if output is None:
         return tensors
-    if output.error is not None:
-        tensors["stream_error"] = np.array([[output.error.text.encode()]], np.object_)
-    if output.finish_reason is not None:
-        tensors["finish_reason"] = np.array([[output.finish_reason.value.encode()]], np.object_)
-    if ids and stream.flags.num_input_tokens:
+    if output.token_ids and stream.flags.num_input_tokens:
         tensors["num_input_tokens"] = np.array([[output.counts.input_tokens]], np.int32)
-    if ids and stream.flags.num_output_tokens and stream.context is None:
-        tensors["num_output_tokens"] = np.array([[len(ids)]], np.int32)
-    if output.log_probs is not None:
-        tensors["output_log_probs"] = np.array([[output.log_probs]], np.float32)
     if output.prompt_log_probs is not None:
         tensors["prompt_log_probs"] = np.array([output.prompt_log_probs], np.float32)
-    if output.top_log_probs:
-        tensors["top_token_ids"] = np.array([[top.token_ids for top in output.top_log_probs]], np.int32)
-        tensors["top_token_log_probs"] = np.array([[top.log_probs for top in output.top_log_probs]], np.float32)
     return tensors

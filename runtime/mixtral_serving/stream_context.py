@@ -1,7 +1,7 @@
 """What `postprocessing` must know of a request, as the one opaque tensor that reaches it.
 
 An ensemble input cannot be mapped into a step behind a decoupled model, so `preprocessing` packs this, the engine
-model carries it unread and sends it with the first response of the stream.
+model carries it unread and sends it in the first chunk of the stream (`stream_chunk.py`).
 """
 
 import json
@@ -28,15 +28,16 @@ class StreamContext:
     return_num_output_tokens: bool = False
 
     def pack(self) -> Array:
-        """[1, bytes] uint8: the backend packs strings in Python, twice for each model they pass."""
+        """[1, bytes] uint8, JSON: the backend packs strings in Python, twice for each model they pass."""
         packed = json.dumps([getattr(self, field.name) for field in fields(self)]).encode()
         return np.frombuffer(packed, np.uint8).reshape(1, -1)
 
     @classmethod
-    def unpack(cls, packed: Array) -> "StreamContext":
-        """Raises InvalidArgument when it is none of `pack`: anybody may call `postprocessing` with their own."""
+    def unpack(cls, packed: bytes) -> "StreamContext":
+        """packed: the JSON. Raises InvalidArgument when it is none of `pack`: anybody may call the models with their
+        own."""
         try:
-            context = cls(*json.loads(packed.tobytes()))
+            context = cls(*json.loads(packed))
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidArgument(_FOREIGN) from error
         if not context._is_sound():

@@ -19,7 +19,6 @@ from mixtral_serving.counters import Counter, Counters, Drain
 from mixtral_serving.engine_metrics import EngineMetrics, Timeline
 from mixtral_serving.engine_request import ResponseFlags
 from mixtral_serving.pending import Pending
-from mixtral_serving.tensors import Array
 from mixtral_serving.window import Window
 
 HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response shows a cancel
@@ -48,7 +47,7 @@ class Stream:
     request_id: str
     flags: ResponseFlags
     streaming: bool
-    context: Array | None
+    context: bytes | None
     seed: int | None = None
     stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
     timeline: Timeline = field(default_factory=Timeline)

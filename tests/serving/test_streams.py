@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from recorded_metrics import RecordedMetrics
 
@@ -21,10 +20,9 @@ from mixtral_serving.engine_metrics import FAMILIES, EngineMetrics
 from mixtral_serving.engine_request import ResponseFlags
 from mixtral_serving.metrics import Registry
 from mixtral_serving.streams import Stream, Streams
-from mixtral_serving.tensors import Array
 
 WAIT_S = 20.0
-CONTEXT = np.zeros((1, 1), np.uint8)
+CONTEXT = b"[[], []]"
 FLAGS = ResponseFlags(log_probs=False, num_input_tokens=False, num_output_tokens=False)
 
 
@@ -130,7 +128,7 @@ def served(engine: ScriptedEngine, registry: Registry, counters: Counters) -> It
 
 
 def open_stream(
-    served: Streams, *, context: Array | None = CONTEXT, request_id: str = "", sender: RecordingSender | None = None
+    served: Streams, *, context: bytes | None = CONTEXT, request_id: str = "", sender: RecordingSender | None = None
 ) -> tuple[RecordingSender, Stream]:
     sender = sender or RecordingSender()
     stream = Stream(sender, request_id, FLAGS, streaming=True, context=context)

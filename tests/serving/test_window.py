@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from mixtral_runtime.engine import Counts, FinishReason, Output
 from mixtral_serving.counters import ENVIRONMENT, Counter, Counters, Drain
 from mixtral_serving.pending import Pending, merged
-from mixtral_serving.stream_chunk import pack_chunk, unpack_chunk
 from mixtral_serving.window import STALL_S, Window
 
 
@@ -140,8 +139,3 @@ def test_joined_outputs_keep_what_belongs_to_tokens_prompt_and_end() -> None:
     )
     assert (whole.token_ids, whole.log_probs, whole.prompt_log_probs) == ([5, 6, 7], [-0.5, -0.6, -0.7], [-1.0])
     assert (whole.final, whole.finish_reason, whole.queued_s) == (True, FinishReason.LENGTH, 0.25)
-
-
-@given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**31 - 1)))
-def test_a_chunk_carries_any_id_and_tokens(stream_id: int, ids: list[int]) -> None:
-    assert unpack_chunk(pack_chunk(stream_id, ids)) == (stream_id, ids)

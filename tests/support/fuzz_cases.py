@@ -16,6 +16,8 @@ from google.protobuf import text_format
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
+from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
+
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 NUMPY = {
     "BOOL": np.bool_,
@@ -171,13 +173,26 @@ SOUND: dict[str, st.SearchStrategy[Any]] = {
     "top_log_probs": st.sampled_from([0, 1, 5]),
     "end_id": st.sampled_from([-1, 2, 300]),
     "stop_reason": st.sampled_from([b"cancelled", b"stop"]),
-    "STREAM_ERROR": st.sampled_from(WORDS),
-    "FINISH_REASON": st.sampled_from(WORDS),
     "TOKENS_BATCH": st.integers(-1, 1600),
     "STREAM_CHUNK": st.integers(-(2**31), -(2**31) + 3) | st.integers(-1, 1600),
     "SEQUENCE_LENGTH": st.integers(-1, 4),
     "input_lengths": st.integers(-1, 4),
 }
+# What the engine model could send, or a client that knows the form.
+CHUNKS = st.builds(
+    StreamChunk,
+    st.integers(0, 3),
+    st.lists(st.integers(-1, 1600), max_size=4),
+    st.builds(
+        ChunkExtras,
+        context=st.none() | st.sampled_from(CONTEXTS),
+        finish_reason=st.none() | st.sampled_from(["length", "", "x" * 1000]),
+        error=st.none() | st.sampled_from(["UNAVAILABLE: no", "", "INTERNAL"]),
+        log_probs=st.none() | st.lists(st.floats(width=32), max_size=4),
+        top_ids=st.none() | st.lists(st.lists(st.integers(-1, 1600), max_size=2), max_size=3),
+        top_log_probs=st.none() | st.lists(st.lists(st.floats(width=32), max_size=2), max_size=3),
+    ),
+)
 # The same by the names of the models inside the ensemble.
 ALIASES = {
     "QUERY": "text_input",
@@ -213,9 +228,12 @@ def sound_values(spec: TensorSpec) -> st.SearchStrategy[Any]:
 
 @st.composite
 def tensor(draw: st.DrawFn, spec: TensorSpec, damaged: bool) -> WireTensor:
-    if spec.name in ("STREAM_CONTEXT", "stream_context") and not damaged:
+    if spec.name == "stream_context" and not damaged:
         packed = draw(st.sampled_from(CONTEXTS))
         return WireTensor(spec.name, spec.datatype, (1, len(packed)), tuple(packed))
+    if spec.name == "STREAM_CHUNK" and not damaged and draw(st.booleans()):
+        chunk = draw(CHUNKS).pack()
+        return WireTensor(spec.name, spec.datatype, chunk.shape, tuple(chunk.reshape(-1).tolist()))
     datatype, rank = spec.datatype, len(spec.dims)
     damage = draw(st.sampled_from(["value", "value", "shape", "type", "bytes"])) if damaged else None
     batch = 1

@@ -5,6 +5,7 @@ answer as before. `make fuzz` does it for longer, with other requests each time 
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,11 @@ from system_server import Server, free_address, idle
 
 from mixtral_client import AsyncClient, Client, GenerationOptions
 from mixtral_client.errors import InvalidArgument
+from mixtral_runtime.errors import MixtralError
 from mixtral_serving.server.installation import unsupported_platform
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test
-from mixtral_serving.stream_chunk import unpack_chunk
+from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET_S = float(os.environ.get("MIXTRAL_FUZZ_S", "20"))
@@ -166,21 +168,13 @@ def streams_of(batch: list[Case]) -> set[int]:
     found = set()
     for tensor in (tensor for case in batch for tensor in case.tensors):
         raw = tensor.to_bytes()
-        if tensor.name == "STREAM_ID" and len(raw) == 8:
-            found.add(int.from_bytes(raw, "little"))
-        if tensor.name == "STREAM_CHUNK" and len(raw) >= 8 and len(raw) % 4 == 0:
-            found.add(unpack_chunk(np.frombuffer(raw, np.int32))[0])
+        if tensor.name == "STREAM_CHUNK" and len(raw) % 4 == 0:
+            with contextlib.suppress(MixtralError):
+                found.add(StreamChunk.unpack(np.frombuffer(raw, np.int32)).stream_id)
     return found
 
 
 def end_of_stream(stream_id: int) -> Case:
-    return Case(
-        "unary",
-        "postprocessing",
-        (
-            WireTensor("TOKENS_BATCH", "INT32", (1, 1, 1), (300,)),
-            WireTensor("SEQUENCE_LENGTH", "INT32", (1, 1), (1,)),
-            WireTensor("STREAM_ID", "UINT64", (1, 1), (stream_id,)),
-            WireTensor("FINISH_REASON", "BYTES", (1, 1), (b"length",)),
-        ),
-    )
+    chunk = StreamChunk(stream_id, [], ChunkExtras(finish_reason="length")).pack()
+    tensor = WireTensor("STREAM_CHUNK", "INT32", chunk.shape, tuple(chunk.reshape(-1).tolist()))
+    return Case("unary", "postprocessing", (tensor,))
