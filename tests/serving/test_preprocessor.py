@@ -10,10 +10,13 @@ from mixtral_serving.preprocessor import preprocess
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.tensors import Array, Tensors, unpack_words
 
+EVERYTHING = ("INPUT_ID", "REQUEST_INPUT_LEN", "REQUEST_OUTPUT_LEN", "STREAM_CONTEXT", "OUT_END_ID", "OUT_PAD_ID")
+
 
 def prepared(builder: PromptBuilder, **inputs: Any) -> dict[str, Array]:
     values = {"QUERY": [b"Once"], "REQUEST_OUTPUT_LEN": np.array([8], np.int32)} | inputs
-    return preprocess(builder, Tensors({name: np.array([value]) for name, value in values.items()}))
+    inputs = Tensors({name: np.array([value]) for name, value in values.items()})
+    return preprocess(builder, inputs, EVERYTHING)
 
 
 def words(*texts: str) -> Array:
