@@ -5,14 +5,13 @@ python benchmarks/performance_page.py --check    # exit 1 if it is not up to dat
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import performance_tables as tables
+from page import page_command
 
 from mixtral_client.bench.presets import PRESETS
 
@@ -153,17 +152,7 @@ def _link(text: str, path: Path) -> str:
     return f"[{text}](../benchmarks/results/{below})"
 
 
-@click.command()
-@click.option("--check", is_flag=True, help="Write nothing, exit 1 if the page is not up to date.")
-def main(check: bool) -> None:
-    """Write docs/performance.md from the results."""
-    text = render()
-    if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        click.echo(f"error: {PAGE.name} is not up to date, run: python benchmarks/performance_page.py", err=True)
-        sys.exit(1)
-
+main = page_command(PAGE, render)
 
 if __name__ == "__main__":
     main()
