@@ -76,7 +76,7 @@ _LENGTHS = _Parsed("lengths", Lengths.parse)
 
 
 def _value(name: str, kind: Any, metavar: str, help_text: str, *, to: str | None = None) -> _Option:
-    """An option that takes a value. kind: a type of click's. to: the field of BenchOptions, where it has another name."""
+    """An option that takes a value. kind: a type of click's. to: the field of BenchOptions if it has another name."""
     return click.option(name, *filter(None, [to]), type=kind, metavar=metavar, help=help_text)
 
 
