@@ -78,7 +78,7 @@ class Soak:
             self._round(round_s, numbers)
             self._rest()
             asked, wrong = sum(self.tally.asked.values()), sum(self.tally.wrong.values())
-            server = self.samples[-1].processes["server"].uss / 2**20
+            server = self.samples[-1].processes["server"].anonymous / 2**20
             click.echo(
                 f"round {number} of {rounds}: {asked} requests, {wrong} wrong, server {server:.0f} MiB", err=True
             )

@@ -21,13 +21,14 @@ def flat(rounds: int = 12) -> list[dict[str, Any]]:
             "resting": True,
             "processes": {
                 "server": {
-                    "uss": (60 + min(number, 3) + number % 2) * MIB,
+                    "anonymous": (60 + min(number, 3) + number % 2) * MIB,
                     "descriptors": 80 + number % 2,
                     "threads": 200,
                 },
-                "tensorrt_llm": {"uss": 170 * MIB, "descriptors": 4, "threads": 7},
+                "tensorrt_llm": {"anonymous": 170 * MIB, "descriptors": 4, "threads": 7},
             },
             "shm_segments": 5,
+            "shm_bytes": 5 * MIB,
             "tables": {"mixtral_streams_live": 0.0},
         }
         for number in range(rounds)
@@ -41,8 +42,8 @@ def test_what_is_flat_after_warm_up_passes() -> None:
 @pytest.mark.parametrize(
     ("process", "what", "each_round"),
     [
-        ("tensorrt_llm", "uss", 2 * MIB),
-        ("server", "uss", 2 * MIB),
+        ("tensorrt_llm", "anonymous", 2 * MIB),
+        ("server", "anonymous", 2 * MIB),
         ("server", "descriptors", 1),
         ("server", "threads", 1),
     ],
@@ -57,15 +58,17 @@ def test_a_planted_leak_fails(process: str, what: str, each_round: int) -> None:
 
 def test_one_outlier_is_not_a_leak() -> None:
     samples = flat()
-    samples[-2]["processes"]["server"]["uss"] += 50 * MIB
+    samples[-2]["processes"]["server"]["anonymous"] += 50 * MIB
     assert verdict(samples, NOTHING, ASKED) == []
 
 
-def test_a_segment_more_fails() -> None:
+@pytest.mark.parametrize(("what", "each_third_round"), [("shm_segments", 1), ("shm_bytes", MIB)])
+def test_shared_memory_that_grows_fails(what: str, each_third_round: int) -> None:
     samples = flat()
     for number, sample in enumerate(samples):
-        sample["shm_segments"] += number // 3
-    assert verdict(samples, NOTHING, ASKED) != []
+        sample[what] += number // 3 * each_third_round
+    (failure,) = verdict(samples, NOTHING, ASKED)
+    assert failure.startswith(f"{what} gained ")
 
 
 def test_a_table_that_holds_something_at_rest_fails() -> None:
