@@ -12,6 +12,7 @@ from synthetic_tokens import END_TOKEN, FIRST_TOKEN, expected_tokens
 from tokenizers import Tokenizer
 
 MAX_TOKENS = 300
+UNFINISHED_BYTES = 3  # at most, of a UTF-8 character
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,17 @@ class Decoder:
 
 
 def faults(
-    decoder: Decoder, question: Question, ids: list[int], text: str, *, tokens: int | None, stop: str = ""
+    decoder: Decoder,
+    question: Question,
+    ids: list[int],
+    text: str,
+    *,
+    tokens: int | None,
+    stop: str = "",
+    flushed: bool = False,
 ) -> list[str]:
-    """What is wrong with an answer. tokens: how many it must have, None when it was cut short. stop: a stop string."""
+    """What is wrong with an answer. tokens: how many it must have, None when it was cut short. stop: a stop string.
+    flushed: the server cut it, and so ended it with what it had of an unfinished character, a mark for each byte."""
     expected = question.tokens if tokens is None else question.tokens[:tokens]
     whole = decoder.text(question.prompt, expected)
     found = []
@@ -79,6 +88,8 @@ def faults(
         found.append(kind_of_disorder(ids, expected))
     elif tokens is not None and len(ids) != tokens:
         found.append("lost")
+    if flushed:
+        text = text[:-UNFINISHED_BYTES] + text[-UNFINISHED_BYTES:].rstrip("\ufffd")
     # Text of a cut answer may lag behind its ids by an unfinished character.
     if text != whole if tokens is not None else not whole.startswith(text):
         found.append("text")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from make_engine import MODEL
 from soak_questions import MAX_TOKENS, Decoder, Question, Questions, faults
+from soak_traffic import KINDS, Traffic
 from soak_verdict import gain, verdict
 
 MIB = 2**20
@@ -140,3 +141,28 @@ def test_text_that_differs_by_one_character_is_wrong(decoder: Decoder, question:
     assert faults(decoder, question, ids, text[:10] + text[11:], tokens=50) == ["text"]
     assert faults(decoder, question, ids, text + "x", tokens=None) == ["text"]
     assert faults(decoder, question, ids, text[:12], tokens=50, stop="no such string") == ["text"]
+
+
+@pytest.fixture
+def euros(question: Question) -> Question:
+    """An answer of nothing but characters of three bytes, each byte a token."""
+    first_byte = 3  # behind the special tokens
+    return Question(question.prompt, [first_byte + byte for byte in ("€" * (MAX_TOKENS // 3)).encode()])
+
+
+def test_a_character_that_a_deadline_cuts_is_marked_byte_by_byte(decoder: Decoder, euros: Question) -> None:
+    for ids, text in ((5, "€��"), (4, "€�"), (3, "€"), (2, "��")):
+        assert faults(decoder, euros, euros.tokens[:ids], text, tokens=None, flushed=True) == []
+    assert faults(decoder, euros, euros.tokens[:5], "€����", tokens=None, flushed=True) == ["text"]
+    assert faults(decoder, euros, euros.tokens[:8], "€��€", tokens=None, flushed=True) == ["text"]
+
+
+def test_half_a_character_is_wrong_where_nothing_was_cut_by_the_server(decoder: Decoder, euros: Question) -> None:
+    assert faults(decoder, euros, euros.tokens[:5], "€��", tokens=None) == ["text"]
+    assert faults(decoder, euros, euros.tokens[:6], "€��", tokens=6) == ["text"]
+
+
+def test_no_stop_string_is_taken_from_text_that_is_not_known(decoder: Decoder, euros: Question) -> None:
+    traffic = Traffic(None, None, decoder, seed=1, kinds=KINDS)  # type: ignore[arg-type]  # asks nothing
+    assert {traffic.stop_string(euros, 7) for _ in range(9)} == {""}
+    assert all(set(traffic.stop_string(euros, 9)) == {"€"} for _ in range(9))
