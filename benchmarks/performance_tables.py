@@ -16,8 +16,9 @@ from mixtral_client.bench.presets import PRESETS
 from mixtral_client.bench.result import BenchResult, Dist, Point
 from mixtral_client.bench.strict_json import from_json
 
-OURS, PLAIN, DIRECT = "ensemble", "plain ensemble", "engine"  # the paths of `streaming.py`
-PATH_NAMES = {OURS: "ours", PLAIN: "plain ensemble", DIRECT: "engine model alone"}
+OURS, PLAIN, NVIDIA, DIRECT = "ensemble", "plain ensemble", "nvidia", "engine"  # the paths of `streaming.py`
+PATH_NAMES = {OURS: "ours", PLAIN: "plain ensemble", NVIDIA: "NVIDIA's models", DIRECT: "engine model alone"}
+SHORT_NAMES = {PLAIN: "plain", NVIDIA: "NVIDIA's"}
 PEER_METRICS = {
     "ttft_s": "TTFT (below 1 ours is faster)",
     "decode_tokens_per_s": "decode tokens/s",
@@ -55,20 +56,20 @@ def streaming(report: Mapping[str, Any]) -> str:
     rounds, summary, settings = report["rounds"], report["summary"], report["settings"]
     highest = summary["highest_paced_tokens_per_s"]
     first = summary["first_token_p50_ms"]
-    rows: Rows = [("figure", "ours / plain", "ours", "plain ensemble")]
-    ratios = [ratio for ratio in summary["highest_paced_ratio"] if ratio is not None]
-    rows.append(
-        ("highest paced load, tokens/s", f"**{spread(ratios)}**", *(spread(highest[n], 0) for n in (OURS, PLAIN)))
-    )
+    peers = [name for name in (PLAIN, NVIDIA) if name in highest]
+    rows: Rows = [("figure", *(f"ours / {SHORT_NAMES[n]}" for n in peers), *(PATH_NAMES[n] for n in (OURS, *peers)))]
+    ratios = [f"**{_ratios(highest[OURS], highest[name])}**" for name in peers]
+    rows.append(("highest paced load, tokens/s", *ratios, *(spread(highest[n], 0) for n in (OURS, *peers))))
     for length in first[OURS]:
-        ours, plain = first[OURS][length], first[PLAIN][length]
-        added = spread(a / b for a, b in zip(ours, plain, strict=True))
-        rows.append((f"added to TTFT, {length} tokens in, p50, ms", added, spread(ours), spread(plain)))
+        times = {name: first[name][length] for name in (OURS, *peers)}
+        added = [_ratios(times[OURS], times[name]) for name in peers]
+        rows.append((f"added to TTFT, {length} tokens in, p50, ms", *added, *map(spread, times.values())))
+    none = [""] * len(peers)
     single = summary["one_stream_added_p50_ms"]
-    rows.append(("added latency of one paced stream, p50, ms", "", spread(single), ""))
+    rows.append(("added latency of one paced stream, p50, ms", *none, spread(single), *none))
     for unit in ("response", "token"):
         cost = [one[f"per_{unit}"] for one in summary["postprocessing_cpu_us"]]
-        rows.append((f"CPU of the detokenizer per {unit}, µs", "", spread(cost, 1), ""))
+        rows.append((f"CPU of the detokenizer per {unit}, µs", *none, spread(cost, 1), *none))
     paced = f"Paced: steps of {settings['step_s'] * 1000:g} ms, each giving every stream a token."
     unpaced = f"Unpaced: {settings['unpaced_tokens']:,} tokens a stream, as fast as the engine can."
     return "\n".join(
@@ -80,6 +81,11 @@ def streaming(report: Mapping[str, Any]) -> str:
             _loads(rounds, "unpaced", "× the plain ensemble's", _over_plain),
         ]
     )
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Of the same round; a round in which they carried nothing has none."""
+    return spread(a / b for a, b in zip(ours, theirs, strict=True) if b)
 
 
 def _loads(
