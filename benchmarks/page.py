@@ -1,7 +1,7 @@
 """A page in docs/ that a program writes from results, whole or in part, and checks."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
@@ -22,3 +22,16 @@ def page_command(page: Path, render: Callable[[], str]) -> click.Command:
             sys.exit(1)
 
     return main
+
+
+def with_blocks(text: str, blocks: Mapping[str, str]) -> str:
+    """text: a page that is otherwise written by hand. Puts each block between the comments `<!-- NAME -->` and
+    `<!-- end -->`, a pair of which the page must have for each name."""
+    for name, block in blocks.items():
+        begin, end = f"<!-- {name} -->\n\n", "\n<!-- end -->\n"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        assert found, f"the page has no {begin.strip()}"
+        assert ended, f"the page has no end of {begin.strip()}"
+        text = f"{before}{begin}{block}{end}{after}"
+    return text

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from peers.interface import Figures
 from peers.report import ratios
 from performance_page import PAGE, RESULTS, SECTIONS, main, render
-from performance_tables import spread
 from streaming import ENSEMBLES, TTFT_PROMPTS, summary
 from streaming_measure import Point
+from tables import spread
 
 from mixtral_client.bench.presets import PRESETS
 
@@ -136,6 +136,7 @@ def test_nvidia_s_models_stand_beside_where_they_were_measured(tmp_path: Path) -
     assert "| figure | ours / plain | ours / NVIDIA's | ours | plain ensemble | NVIDIA's models |" in page
     assert "| highest paced load, tokens/s | **4.00** | **8.00** | 4,000 | 1,000 | 500 |" in page
     assert "| 4 | NVIDIA's models | 0.75 | 150 " in page
+    assert "with the plain ensemble's engine model" in page
 
 
 def test_a_plain_path_that_carries_nothing_leaves_no_ratio(tmp_path: Path) -> None:
