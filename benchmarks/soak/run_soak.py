@@ -55,6 +55,7 @@ SMALL = EngineLimits(
 )
 IDLE_TIMEOUT_S = 60.0
 REST_S = 30.0  # within which all must be given back
+LOG_LINES = 20
 POOL = 40  # questions to an engine whose answers are not known
 
 
@@ -222,6 +223,9 @@ def main(minutes: float, engine: Path | None, seed: int, output: Path | None) ->
         try:
             with server_of(engine, Path(folder)) as (process, engine_dir):
                 report = soak(process, engine_dir, minutes, seed)
+            if report["failures"]:
+                log = (Path(folder) / "log").read_text(encoding="utf-8", errors="replace").splitlines()
+                click.echo("\n".join(["the end of the server's log:", *log[-LOG_LINES:]]), err=True)
         except MixtralError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
