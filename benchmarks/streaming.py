@@ -22,7 +22,7 @@ from streaming_nvidia import models_of
 from streaming_paths import ROOT, Running, StreamingPath, paths, serve
 from streaming_picture import draw
 
-from mixtral_runtime.errors import InvalidArgument
+from mixtral_runtime.errors import InvalidArgument, MixtralError
 
 PROMPT_TOKENS = 16
 ADDED_P99_LIMIT_MS = 100.0
@@ -221,8 +221,12 @@ def main(
         tuple(int(n) for n in streams.split(",")), rounds, step_ms / 1000, paced_s, unpaced_tokens, ttft_requests
     )
     hardware = describe(("nvidia-pytriton", "tritonclient", "numpy", "tokenizers"))
-    with tempfile.TemporaryDirectory() as folder:
-        result = {"hardware": hardware, "settings": asdict(settings), **run(settings, models, Path(folder))}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = {"hardware": hardware, "settings": asdict(settings), **run(settings, models, Path(folder))}
+    except MixtralError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
     output = output or ROOT / "benchmarks" / "results" / slug(str(hardware["processor"]))
     output.mkdir(parents=True, exist_ok=True)
     (output / "streaming.json").write_text(json.dumps(result, indent=1) + "\n")
