@@ -125,12 +125,8 @@ class Traffic:
         )
 
     def stop_string(self, question: Question, count: int) -> str:
-        """A few characters of the answer itself, so that it is found, often across tokens; none where its text is not
-        known: the tokenizer marks all bytes in a row when one of them is the beginning of a character that was cut."""
-        tokens = question.tokens[:count]
-        text = self._decoder.text(question.prompt, tokens)
-        if not self._decoder.knows(tokens, text):
-            return ""
+        """A few characters of the answer itself, so that it is found, often across tokens; none if none is known."""
+        text, _ = self._decoder.known(question.prompt, question.tokens[:count])
         at = self._random.randrange(len(text)) if text else 0
         return text[at : at + self._random.randint(1, 12)]
 

@@ -162,7 +162,20 @@ def test_half_a_character_is_wrong_where_nothing_was_cut_by_the_server(decoder: 
     assert faults(decoder, euros, euros.tokens[:6], "€��", tokens=6) == ["text"]
 
 
-def test_no_stop_string_is_taken_from_text_that_is_not_known(decoder: Decoder, euros: Question) -> None:
+def test_text_is_judged_as_far_as_it_is_known(decoder: Decoder, question: Question, euros: Question) -> None:
+    end_of_text, known = 2, decoder.text(question.prompt, question.tokens[:20])
+    for unknown in (end_of_text, euros.tokens[1]):
+        partly = Question(question.prompt, [*question.tokens[:20], unknown, *question.tokens[21:]])
+        ids = partly.tokens[:40]
+        assert faults(decoder, partly, ids, known + " anything", tokens=40) == []
+        assert faults(decoder, partly, ids, known[:-1], tokens=40) == ["text"]
+        assert faults(decoder, partly, ids[:-1], known + " anything", tokens=40) == ["lost"]
+        stop = known[10:14]
+        assert faults(decoder, partly, ids[:9], known[: known.find(stop)], tokens=40, stop=stop) == []
+        assert faults(decoder, partly, ids[:9], known[: known.find(stop) + 1], tokens=40, stop=stop) == ["text"]
+
+
+def test_stop_strings_are_taken_from_known_text(decoder: Decoder, euros: Question) -> None:
     traffic = Traffic(None, None, decoder, seed=1, kinds=KINDS)  # type: ignore[arg-type]  # asks nothing
     assert {traffic.stop_string(euros, 7) for _ in range(9)} == {""}
     assert all(set(traffic.stop_string(euros, 9)) == {"€"} for _ in range(9))
