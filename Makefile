@@ -107,6 +107,7 @@ docs: $(READY)  ## Regenerate the pages in docs/ that come from help texts and r
 	@$(BIN)python3 scripts/generate_docs.py
 	@$(BIN)python3 benchmarks/quality_page.py
 	@$(BIN)python3 benchmarks/performance_page.py
+	@$(BIN)python3 benchmarks/streaming_page.py
 
 bench:  ## bench-streaming, -decode, -build, -generator and -quality, one after another (short: BENCH_FLAGS="--rounds 1").
 	@$(MAKE) bench-streaming
@@ -115,9 +116,10 @@ bench:  ## bench-streaming, -decode, -build, -generator and -quality, one after 
 	@$(MAKE) bench-generator
 	@$(MAKE) bench-quality
 
-bench-streaming: $(READY)  ## Measure the streaming path on the synthetic engine, beside a plain ensemble.
+bench-streaming: $(READY)  ## Measure the streaming path beside a plain ensemble (BENCH_FLAGS="--nvidia CHECKOUT": and NVIDIA's models).
 	@PYTHONPATH=benchmarks/synthetic $(BIN)python3 benchmarks/streaming.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
+	@$(BIN)python3 benchmarks/streaming_page.py
 
 bench-decode: $(READY)  ## Measure decode speed of the PyTorch engine beside transformers, on the demo model.
 	@$(BIN)python3 benchmarks/decode.py $(BENCH_FLAGS)
@@ -130,6 +132,7 @@ bench-build: $(READY)  ## Measure quantising two layers of 8x7B's shape: speed b
 bench-text: $(READY)  ## Measure detokenizer and tokenizer by themselves: cost per token, and who waits for whom.
 	@$(BIN)python3 benchmarks/detokenizer.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/tokenizer.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/streaming_page.py
 
 bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench` carries itself.
 	@$(BIN)python3 benchmarks/load_generator.py $(BENCH_FLAGS)

@@ -5,7 +5,6 @@ python benchmarks/faults.py
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 
 import click
 from machine import describe, slug
+from page import with_blocks
 from tables import Rows, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "reliability.md"
-TABLE = re.compile(r"\| fault \|.*?\n(?=\n)", re.DOTALL)
 
 
 def fault_table(report: dict[str, Any]) -> str:
@@ -44,7 +43,7 @@ def main() -> None:
     if done.returncode != 0:
         sys.exit(done.returncode)
     table = fault_table(json.loads(path.read_text()))
-    PAGE.write_text(TABLE.sub(lambda found: table, PAGE.read_text(), count=1))
+    PAGE.write_text(with_blocks(PAGE.read_text(), {"faults": table}))
 
 
 if __name__ == "__main__":

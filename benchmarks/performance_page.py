@@ -5,14 +5,15 @@ python benchmarks/performance_page.py --check    # exit 1 if it is not up to dat
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import performance_tables as tables
+import streaming_tables
+from page import page_command
+from tables import machine_line, machine_of
 
 from mixtral_client.bench.presets import PRESETS
 
@@ -58,7 +59,7 @@ SECTIONS = (
         "What lies between an engine's step and the client, with the synthetic engine behind a real Triton: our\n"
         "ensemble, one as it is usually written, and the engine model alone, which knows no text. A path carries a\n"
         "paced load when the 99th percentile of what it adds stays below 100 ms and the median does not grow.",
-        tables.streaming,
+        streaming_tables.streaming,
         "streaming.png",
     ),
     Section(
@@ -108,12 +109,12 @@ def render(results: Path = RESULTS) -> str:
         if not reports and not (folder / "presets").is_dir():
             continue
         chapters.append(_chapter(folder, reports))
-        on_gpu |= any(tables.machine_of(report).get("gpu") for report in reports.values())
+        on_gpu |= any(machine_of(report).get("gpu") for report in reports.values())
     return "\n".join(chapters if on_gpu else [*chapters, GPU])
 
 
 def _chapter(folder: Path, reports: Mapping[str, Any]) -> str:
-    machines = [tables.machine_of(report) for report in reports.values()]
+    machines = [machine_of(report) for report in reports.values()]
     name = f"{machines[0]['processor']}, {machines[0]['cores']} cores" if machines else folder.name
     parts = [f"## {name}\n"]
     for section in SECTIONS:
@@ -127,7 +128,7 @@ def _section(section: Section, folder: Path, report: Mapping[str, Any] | None) -
     links = [_link("result", folder / section.file)]
     if section.picture and (folder / section.picture).is_file():
         links.append(_link("picture", folder / section.picture))
-    footer = f"{tables.machine_line(report)}\n`{section.command}`, {', '.join(links)}.\n"
+    footer = f"{machine_line(report)}\n`{section.command}`, {', '.join(links)}.\n"
     return f"### {section.title}\n\n{section.about}\n\n{section.text(report)}\n{footer}"
 
 
@@ -153,17 +154,7 @@ def _link(text: str, path: Path) -> str:
     return f"[{text}](../benchmarks/results/{below})"
 
 
-@click.command()
-@click.option("--check", is_flag=True, help="Write nothing, exit 1 if the page is not up to date.")
-def main(check: bool) -> None:
-    """Write docs/performance.md from the results."""
-    text = render()
-    if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        click.echo(f"error: {PAGE.name} is not up to date, run: python benchmarks/performance_page.py", err=True)
-        sys.exit(1)
-
+main = page_command(PAGE, render)
 
 if __name__ == "__main__":
     main()

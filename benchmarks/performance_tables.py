@@ -1,133 +1,27 @@
-"""Result files of speed as Markdown: a function for each kind of file, from its content to the text of its section.
+"""Result files of speed as Markdown: a function for each kind of file, from its content to the text of its section;
+those of the streaming path are in `streaming_tables.py`.
 
 Figures are medians of the rounds with their range behind, and ratios are those of the same round.
 """
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import Rows, build_table, markdown
+from tables import Rows, build_table, markdown, rounds_of, spread
 
 from mixtral_client.bench.picture_data import load_text, workload_text
 from mixtral_client.bench.presets import PRESETS
 from mixtral_client.bench.result import BenchResult, Dist, Point
 from mixtral_client.bench.strict_json import from_json
 
-OURS, PLAIN, DIRECT = "ensemble", "plain ensemble", "engine"  # the paths of `streaming.py`
-PATH_NAMES = {OURS: "ours", PLAIN: "plain ensemble", DIRECT: "engine model alone"}
 PEER_METRICS = {
     "ttft_s": "TTFT (below 1 ours is faster)",
     "decode_tokens_per_s": "decode tokens/s",
     "total_tokens_per_s": "total tokens/s",
 }
-
-
-def spread(values: Iterable[float], digits: int = 2) -> str:
-    """The median, and the range where there is more than one value; – for none."""
-    found = list(values)
-    if not found:
-        return "–"
-    middle = f"{statistics.median(found):,.{digits}f}"
-    return middle if len(found) == 1 else f"{middle} ({min(found):,.{digits}f} to {max(found):,.{digits}f})"
-
-
-def _rounds(settings: Mapping[str, Any]) -> str:
-    return "1 round" if settings["rounds"] == 1 else f"{settings['rounds']} rounds"
-
-
-def machine_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `machine.describe` said; two programs name it differently."""
-    machine: Mapping[str, Any] = report.get("machine") or report["hardware"]
-    return machine
-
-
-def machine_line(report: Mapping[str, Any]) -> str:
-    """The processor and the versions of a result file."""
-    machine = machine_of(report)
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}."
-
-
-def streaming(report: Mapping[str, Any]) -> str:
-    rounds, summary, settings = report["rounds"], report["summary"], report["settings"]
-    highest = summary["highest_paced_tokens_per_s"]
-    first = summary["first_token_p50_ms"]
-    rows: Rows = [("figure", "ours / plain", "ours", "plain ensemble")]
-    ratios = [ratio for ratio in summary["highest_paced_ratio"] if ratio is not None]
-    rows.append(
-        ("highest paced load, tokens/s", f"**{spread(ratios)}**", *(spread(highest[n], 0) for n in (OURS, PLAIN)))
-    )
-    for length in first[OURS]:
-        ours, plain = first[OURS][length], first[PLAIN][length]
-        added = spread(a / b for a, b in zip(ours, plain, strict=True))
-        rows.append((f"added to TTFT, {length} tokens in, p50, ms", added, spread(ours), spread(plain)))
-    single = summary["one_stream_added_p50_ms"]
-    rows.append(("added latency of one paced stream, p50, ms", "", spread(single), ""))
-    for unit in ("response", "token"):
-        cost = [one[f"per_{unit}"] for one in summary["postprocessing_cpu_us"]]
-        rows.append((f"CPU of the detokenizer per {unit}, µs", "", spread(cost, 1), ""))
-    paced = f"Paced: steps of {settings['step_s'] * 1000:g} ms, each giving every stream a token."
-    unpaced = f"Unpaced: {settings['unpaced_tokens']:,} tokens a stream, as fast as the engine can."
-    return "\n".join(
-        [
-            markdown(rows),
-            f"Load: above 1 ours is better; times: below 1. {_rounds(settings)}.\n\n{paced}\n",
-            _loads(rounds, "paced", "share of the offered", lambda point, _: _offered_share(point)),
-            f"{unpaced}\n",
-            _loads(rounds, "unpaced", "× the plain ensemble's", _over_plain),
-        ]
-    )
-
-
-def _loads(
-    rounds: Sequence[Mapping[str, Any]], part: str, ratio_name: str, ratio: Callable[[Any, Sequence[Any]], float]
-) -> str:
-    """A row for each number of streams and path."""
-    rows: Rows = [
-        (
-            "streams",
-            "path",
-            ratio_name,
-            "tokens/s",
-            "added p50, ms",
-            "added p99, ms",
-            "CPU, µs/response",
-            "tokens/response",
-        )
-    ]
-    keys = dict.fromkeys((p["streams"], p["path"]) for one in rounds for p in one[part])
-    for streams, path in sorted(keys, key=lambda key: (key[0], list(PATH_NAMES).index(key[1]))):
-        found = [(p, one[part]) for one in rounds for p in one[part] if (p["streams"], p["path"]) == (streams, path)]
-        points = [point for point, _ in found]
-        rows.append(
-            (
-                str(streams),
-                PATH_NAMES[path],
-                spread(ratio(point, others) for point, others in found),
-                spread((p["delivered_tokens_per_s"] for p in points), 0),
-                spread((p["added_p50_ms"] for p in points), 1),
-                spread((p["added_p99_ms"] for p in points), 1),
-                spread((_server_cpu(p) for p in points if p["cpu_us"]), 0),
-                spread((p["tokens_per_response"] for p in points), 1),
-            )
-        )
-    return markdown(rows)
-
-
-def _offered_share(point: Mapping[str, Any]) -> float:
-    return float(point["delivered_tokens_per_s"] / point["offered_tokens_per_s"])
-
-
-def _over_plain(point: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> float:
-    (plain,) = (p for p in others if p["path"] == PLAIN and p["streams"] == point["streams"])
-    return float(point["delivered_tokens_per_s"] / plain["delivered_tokens_per_s"])
-
-
-def _server_cpu(point: Mapping[str, Any]) -> float:
-    return float(sum(us for process, us in point["cpu_us"].items() if process != "client"))
 
 
 def decode(report: Mapping[str, Any]) -> str:
@@ -149,7 +43,7 @@ def conversion(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     loading = report["loading"]
     text = (
-        f"{_rounds(settings)}; median time, highest memory. The source has {settings['source_bytes'] / 1e9:.1f} GB.\n"
+        f"{rounds_of(settings)}; median time, highest memory. The source has {settings['source_bytes'] / 1e9:.1f} GB.\n"
         f"The hours are for {settings['full_layers']} layers, without what does not grow with them. transformers\n"
         f"loads the source in {loading['median_wall_s']:.1f} s with "
         f"{loading['peak_anonymous_bytes'] / 2**30:.2f} GiB.\n"
@@ -184,7 +78,7 @@ def peers(report: Mapping[str, Any]) -> str:
             rows.append((str(concurrency), name, *(_ratio(own.get(metric)) for metric in PEER_METRICS)))
     settings = report["settings"]
     text = (
-        f"{settings['input_tokens']} tokens in, {settings['output_tokens']} out, {_rounds(settings)}, "
+        f"{settings['input_tokens']} tokens in, {settings['output_tokens']} out, {rounds_of(settings)}, "
         f"{settings['threads']} threads each."
     )
     skipped = [f"{name} was left out: {reason}" for name, reason in report["skipped"].items()]

@@ -5,11 +5,10 @@ python benchmarks/quality_page.py --check    # exit 1 if it is not up to date
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import click
+from page import page_command
 from tables import Rows, markdown, quality_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,17 +121,7 @@ def _machine(report: dict[str, Any]) -> str:
     return f"{machine['processor']}, {machine['cores']} cores, torch {machine['versions']['torch']}"
 
 
-@click.command()
-@click.option("--check", is_flag=True, help="Write nothing, exit 1 if the page is not up to date.")
-def main(check: bool) -> None:
-    """Write docs/quality.md from the results."""
-    text = render()
-    if not check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        click.echo(f"error: {PAGE.name} is not up to date, run: python benchmarks/quality_page.py", err=True)
-        sys.exit(1)
-
+main = page_command(PAGE, render)
 
 if __name__ == "__main__":
     main()

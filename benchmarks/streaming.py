@@ -1,14 +1,15 @@
 """The streaming path, from the engine's step to the client: how much it delivers and how much later.
 
 The same synthetic engine behind three ways out: the engine model called directly, our ensemble, and an ensemble as it
-is usually written (`streaming_plain/`). They alternate in one run, `--rounds` times. `make bench-streaming` runs it.
+is usually written (`streaming_plain/`); and a fourth, NVIDIA's published models, where `--nvidia` names a checkout of
+them. They alternate in one run, `--rounds` times. `make bench-streaming` runs it.
 """
 
 import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +18,16 @@ from typing import Any
 import click
 from machine import describe, slug
 from streaming_measure import Point, Prompts, first_token_ms, measure
-from streaming_paths import PATHS, ROOT, Running, StreamingPath, serve
+from streaming_nvidia import models_of
+from streaming_paths import ROOT, Running, StreamingPath, paths, serve
 from streaming_picture import draw
+
+from mixtral_runtime.errors import InvalidArgument, MixtralError
 
 PROMPT_TOKENS = 16
 ADDED_P99_LIMIT_MS = 100.0
 LADDER = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # streams
-LADDER_PATHS = ("ensemble", "plain ensemble")
-TTFT_PATHS = ("ensemble", "plain ensemble")
+ENSEMBLES = ("ensemble", "plain ensemble")  # ours first, then what it is compared with; NVIDIA's where it is measured
 TTFT_PROMPTS = (16, 512)  # tokens
 
 
@@ -47,8 +50,8 @@ def say(text: str) -> None:
 class Bench:
     """Servers are started for one repository and one pace at a time: two at once would share the processor."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self._settings, self._folder = settings, folder
+    def __init__(self, settings: Settings, paths: Sequence[StreamingPath], folder: Path) -> None:
+        self._settings, self._paths, self._folder = settings, paths, folder
         self._starts = 0
         self._prompts: Prompts | None = None
 
@@ -70,12 +73,16 @@ class Bench:
     def loads(self, step_s: float, tokens: int) -> list[Point]:
         """Each path at each number of streams."""
         points = []
-        for path in PATHS.values():
+        for path in self._paths:
             with self.server(path, step_s) as running:
                 for streams in self._settings.streams:
                     points.append(self.measure(path, running, streams, tokens, step_s))
                     say(_line(points[-1]))
         return points
+
+    def ensembles(self) -> list[StreamingPath]:
+        """The paths that turn text into text."""
+        return [path for path in self._paths if path.name != "engine"]
 
     def ladder(self, path: StreamingPath) -> list[Point]:
         """More and more streams until the lag is too long or grows; the last point is the first that fails, and fails
@@ -98,12 +105,12 @@ class Bench:
     def first_tokens(self) -> dict[str, dict[str, list[float]]]:
         """Milliseconds to the first token beside the engine's own, by path and prompt length."""
         found: dict[str, dict[str, list[float]]] = {}
-        for name in TTFT_PATHS:
-            with self.server(PATHS[name], 0.001) as running:
+        for path in self.ensembles():
+            with self.server(path, 0.001) as running:
                 assert self._prompts is not None
-                found[name] = {
+                found[path.name] = {
                     str(length): [
-                        first_token_ms(PATHS[name], running, self._prompts.make(length))
+                        first_token_ms(path, running, self._prompts.make(length))
                         for _ in range(self._settings.ttft_requests)
                     ]
                     for length in TTFT_PROMPTS
@@ -127,14 +134,15 @@ def _line(point: Point) -> str:
     return f"{point.path:15s} {point.streams:4d} streams, {offered:>14s}: {rates}, {added}"
 
 
-def run(settings: Settings, folder: Path) -> dict[str, Any]:
-    bench = Bench(settings, folder)
+def run(settings: Settings, nvidia: Path | None, folder: Path) -> dict[str, Any]:
+    """nvidia: the folder of its models."""
+    bench = Bench(settings, paths(nvidia, folder), folder)
     rounds = []
     for number in range(settings.rounds):
         say(f"round {number + 1} of {settings.rounds}")
         paced = bench.loads(settings.step_s, int(settings.paced_s / settings.step_s))
         unpaced = bench.loads(0.0, settings.unpaced_tokens)
-        ladders = {name: bench.ladder(PATHS[name]) for name in LADDER_PATHS}
+        ladders = {path.name: bench.ladder(path) for path in bench.ensembles()}
         rounds.append(
             {
                 "paced": [point.to_json() for point in paced],
@@ -152,11 +160,12 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures that the bars are about: one per round, and the ratios."""
-    ours, plain = LADDER_PATHS
+    ours, plain = ENSEMBLES
+    names = list(rounds[0]["highest_paced_tokens_per_s"])
     highest = [r["highest_paced_tokens_per_s"] for r in rounds]
     single = [p for r in rounds for p in r["paced"] if p["path"] == ours and p["streams"] == 1]
     return {
-        "highest_paced_tokens_per_s": {name: [h[name] for h in highest] for name in LADDER_PATHS},
+        "highest_paced_tokens_per_s": {name: [h[name] for h in highest] for name in names},
         "highest_paced_ratio": [h[ours] / h[plain] if h[plain] else None for h in highest],
         "one_stream_added_p50_ms": [p["added_p50_ms"] for p in single],
         "first_token_p50_ms": {
@@ -164,7 +173,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
                 length: [statistics.median(r["first_token_ms"][name][length]) for r in rounds]
                 for length in map(str, TTFT_PROMPTS)
             }
-            for name in TTFT_PATHS
+            for name in names
         },
         "postprocessing_cpu_us": [_detokenizer_cost(r) for r in rounds],
     }
@@ -190,6 +199,7 @@ def _detokenizer_cost(one_round: dict[str, Any]) -> dict[str, float]:
 @click.option("--paced-s", default=6.0, show_default=True, help="Seconds of a paced run.")
 @click.option("--unpaced-tokens", default=2000, show_default=True, help="Tokens per stream of an unpaced run.")
 @click.option("--ttft-requests", default=60, show_default=True, help="Requests for the time to the first token.")
+@click.option("--nvidia", type=click.Path(path_type=Path), help="A checkout with NVIDIA's models, measured as well.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the result; by hardware if not given.")
 def main(
     streams: str,
@@ -198,14 +208,25 @@ def main(
     paced_s: float,
     unpaced_tokens: int,
     ttft_requests: int,
+    nvidia: Path | None,
     output: Path | None,
 ) -> None:
+    try:
+        models = None if nvidia is None else models_of(nvidia)
+    except InvalidArgument as error:
+        raise click.BadParameter(str(error), param_hint="--nvidia") from error
+    if models is None:
+        say("NVIDIA's models are left out: --nvidia takes a checkout of tensorrtllm_backend or TensorRT-LLM with them")
     settings = Settings(
         tuple(int(n) for n in streams.split(",")), rounds, step_ms / 1000, paced_s, unpaced_tokens, ttft_requests
     )
     hardware = describe(("nvidia-pytriton", "tritonclient", "numpy", "tokenizers"))
-    with tempfile.TemporaryDirectory() as folder:
-        result = {"hardware": hardware, "settings": asdict(settings), **run(settings, Path(folder))}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = {"hardware": hardware, "settings": asdict(settings), **run(settings, models, Path(folder))}
+    except MixtralError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
     output = output or ROOT / "benchmarks" / "results" / slug(str(hardware["processor"]))
     output.mkdir(parents=True, exist_ok=True)
     (output / "streaming.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 CHANNELS = 4
+COUNTS = ("num_output_tokens", "sequence_length")  # outputs that say how many tokens a response has
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +37,31 @@ class Arrivals:
 
 
 def ensemble_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
-    request = service_pb2.ModelInferRequest(model_name="ensemble")
-    text = prompt.text.encode()
-    _add(request, "text_input", "BYTES", [1, 1], len(text).to_bytes(4, "little") + text)
-    _add(request, "max_tokens", "INT32", [1, 1], np.int32(max_tokens).tobytes())
-    for name in ("stream", "return_num_output_tokens"):
-        _add(request, name, "BOOL", [1, 1], b"\1")
-    for name in ("text_output", "num_output_tokens"):
-        request.outputs.add().name = name
-    return request
+    return _text_request(
+        prompt, max_tokens, ("stream", "return_num_output_tokens"), ("text_output", "num_output_tokens")
+    )
 
 
 def plain_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
     """For the plain ensemble, whose tokens are counted by `sequence_length`."""
+    return _text_request(prompt, max_tokens, (), ("text_output", "sequence_length"))
+
+
+def nvidia_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+    """For NVIDIA's ensemble, which has no count of the tokens of a response; with the plain engine model it is one."""
+    return _text_request(prompt, max_tokens, ("stream",), ("text_output",))
+
+
+def _text_request(
+    prompt: Prompt, max_tokens: int, flags: Sequence[str], outputs: Sequence[str]
+) -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name="ensemble")
     text = prompt.text.encode()
     _add(request, "text_input", "BYTES", [1, 1], len(text).to_bytes(4, "little") + text)
     _add(request, "max_tokens", "INT32", [1, 1], np.int32(max_tokens).tobytes())
-    for name in ("text_output", "sequence_length"):
+    for name in flags:
+        _add(request, name, "BOOL", [1, 1], b"\1")
+    for name in outputs:
         request.outputs.add().name = name
     return request
 
@@ -90,6 +98,7 @@ async def _run_streams(port: int, requests: Sequence[service_pb2.ModelInferReque
 
 async def _run(stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service_pb2.ModelInferRequest) -> Arrivals:
     arrivals = Arrivals(time.monotonic_ns(), [], [])
+    counted = any(output.name in COUNTS for output in request.outputs)
 
     async def only() -> AsyncIterator[service_pb2.ModelInferRequest]:
         yield request
@@ -98,7 +107,8 @@ async def _run(stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service
         now = time.monotonic_ns()
         if answer.error_message:
             raise RuntimeError(answer.error_message)
-        if count := _tokens(answer.infer_response):
+        response = answer.infer_response
+        if count := _tokens(response) if counted else min(len(response.outputs), 1):
             arrivals.times_ns.append(now)
             arrivals.tokens.append(count)
     return arrivals
@@ -106,7 +116,7 @@ async def _run(stub: service_pb2_grpc.GRPCInferenceServiceStub, request: service
 
 def _tokens(response: service_pb2.ModelInferResponse) -> int:
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        if output.name in ("num_output_tokens", "sequence_length"):
+        if output.name in COUNTS:
             return int.from_bytes(raw, "little")
     return 0
 

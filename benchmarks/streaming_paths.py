@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from make_engine import PLUGIN_FOLDER, make_engine
-from streaming_load import Prompt, engine_request, ensemble_request, plain_request
+from make_engine import MODEL, PLUGIN_FOLDER, make_engine
+from streaming_load import Prompt, engine_request, ensemble_request, nvidia_request, plain_request
+from streaming_nvidia import write_repository
 from tritonclient.grpc import service_pb2
 
 from mixtral_runtime.engine import EngineLimits
@@ -36,14 +37,18 @@ class StreamingPath:
     request: MakeRequest
 
 
-PATHS = {
-    path.name: path
-    for path in (
+def paths(nvidia: Path | None, folder: Path) -> tuple[StreamingPath, ...]:
+    """nvidia: the folder of its models, if they are to be compared. folder: for what is written to serve them."""
+    found = [
         StreamingPath("engine", OURS, engine_request),
         StreamingPath("ensemble", OURS, ensemble_request),
         StreamingPath("plain ensemble", PLAIN, plain_request),
-    )
-}
+    ]
+    if nvidia is not None:
+        repository = folder / "nvidia"
+        write_repository(nvidia, PLAIN / "tensorrt_llm" / "1" / "model.py", MODEL, repository)
+        found.append(StreamingPath("nvidia", repository, nvidia_request))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-COLOURS = {"engine": "#767676", "ensemble": "#0072b2", "plain ensemble": "#d55e00"}
-MARKS = {"engine": "s", "ensemble": "o", "plain ensemble": "^"}
+COLOURS = {"engine": "#767676", "ensemble": "#0072b2", "plain ensemble": "#d55e00", "nvidia": "#009e73"}
+MARKS = {"engine": "s", "ensemble": "o", "plain ensemble": "^", "nvidia": "v"}
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Results as the Markdown tables of docs/performance.md and docs/quality.md."""
+"""Results as the Markdown tables of docs/performance.md, docs/quality.md and docs/streaming.md."""
 
+import statistics
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 GIB = 2**30
@@ -39,3 +41,29 @@ def build_table(report: dict[str, Any]) -> str:
 def markdown(rows: Rows) -> str:
     head, *body = ("| " + " | ".join(row) + " |\n" for row in rows)
     return head + "| --- " * len(rows[0]) + "|\n" + "".join(body)
+
+
+def spread(values: Iterable[float], digits: int = 2) -> str:
+    """The median, and the range where there is more than one value; – for none."""
+    found = list(values)
+    if not found:
+        return "–"
+    middle = f"{statistics.median(found):,.{digits}f}"
+    return middle if len(found) == 1 else f"{middle} ({min(found):,.{digits}f} to {max(found):,.{digits}f})"
+
+
+def rounds_of(settings: Mapping[str, Any]) -> str:
+    return "1 round" if settings["rounds"] == 1 else f"{settings['rounds']} rounds"
+
+
+def machine_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `machine.describe` said; two programs name it differently."""
+    machine: Mapping[str, Any] = report.get("machine") or report["hardware"]
+    return machine
+
+
+def machine_line(report: Mapping[str, Any]) -> str:
+    """The processor and the versions of a result file."""
+    machine = machine_of(report)
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}."

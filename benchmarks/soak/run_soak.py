@@ -55,6 +55,7 @@ SMALL = EngineLimits(
 )
 IDLE_TIMEOUT_S = 60.0
 REST_S = 30.0  # within which all must be given back
+LOG_LINES = 20
 POOL = 40  # questions to an engine whose answers are not known
 
 
@@ -78,7 +79,7 @@ class Soak:
             self._round(round_s, numbers)
             self._rest()
             asked, wrong = sum(self.tally.asked.values()), sum(self.tally.wrong.values())
-            server = self.samples[-1].processes["server"].uss / 2**20
+            server = self.samples[-1].processes["server"].anonymous / 2**20
             click.echo(
                 f"round {number} of {rounds}: {asked} requests, {wrong} wrong, server {server:.0f} MiB", err=True
             )
@@ -222,6 +223,9 @@ def main(minutes: float, engine: Path | None, seed: int, output: Path | None) ->
         try:
             with server_of(engine, Path(folder)) as (process, engine_dir):
                 report = soak(process, engine_dir, minutes, seed)
+            if report["failures"]:
+                log = (Path(folder) / "log").read_text(encoding="utf-8", errors="replace").splitlines()
+                click.echo("\n".join(["the end of the server's log:", *log[-LOG_LINES:]]), err=True)
         except MixtralError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)

@@ -17,7 +17,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     samples: Samples = report["samples"]
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), sharex=True)
     panels: list[tuple[str, Callable[[Mapping[str, Any]], float]]] = [
-        ("USS, MiB", lambda process: process["uss"] / 2**20),
+        ("anonymous memory, MiB", lambda process: process["anonymous"] / 2**20),
         ("file descriptors", lambda process: process["descriptors"]),
         ("threads", lambda process: process["threads"]),
     ]

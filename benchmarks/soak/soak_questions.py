@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from synthetic_tokens import END_TOKEN, FIRST_TOKEN, expected_tokens
 from tokenizers import Tokenizer
 
 MAX_TOKENS = 300
+UNFINISHED_BYTES = 3  # at most, of a UTF-8 character
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +52,46 @@ class Decoder:
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
         self._special = {i for i, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
 
-    def knows(self, tokens: Sequence[int], text: str) -> bool:
-        """Whether it decodes as a stream must: it joins neither across special tokens nor parts of a character."""
-        return "\ufffd" not in text and not self._special.intersection(tokens)
-
     def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """What `tokens` add to the prompt's text; a token in front keeps their first space."""
         before = self._tokenizer.decode(list(prompt[-1:]))
         whole: str = self._tokenizer.decode([*prompt[-1:], *tokens])
         return whole[len(before) :]
 
+    def known(self, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[str, bool]:
+        """The text as far as it is decoded as a stream must be, and whether that is all: it joins characters across
+        special tokens, and marks all bytes in a row when one of them belongs to no whole character."""
+        ordinary = list(takewhile(lambda token: token not in self._special, tokens))
+        known, mark, _ = self.text(prompt, ordinary).partition("\ufffd")
+        return known, not mark and len(ordinary) == len(tokens)
+
 
 def faults(
-    decoder: Decoder, question: Question, ids: list[int], text: str, *, tokens: int | None, stop: str = ""
+    decoder: Decoder,
+    question: Question,
+    ids: list[int],
+    text: str,
+    *,
+    tokens: int | None,
+    stop: str = "",
+    flushed: bool = False,
 ) -> list[str]:
-    """What is wrong with an answer. tokens: how many it must have, None when it was cut short. stop: a stop string."""
-    expected = question.tokens if tokens is None else question.tokens[:tokens]
-    whole = decoder.text(question.prompt, expected)
+    """What is wrong with an answer. tokens: how many it must have, None when it was cut short. stop: a stop string.
+    flushed: the server cut it, and so ended it with what it had of an unfinished character, a mark for each byte."""
+    expected = question.tokens if tokens is None or stop else question.tokens[:tokens]
     found = []
-    if not decoder.knows(expected, whole):
-        return [] if ids == expected[: len(ids)] else [kind_of_disorder(ids, expected)]
-    if stop:
-        cut = whole.find(stop)
-        if text != whole[:cut] if tokens is not None else not whole[:cut].startswith(text):
-            found.append("text")
-        return found if ids == question.tokens[: len(ids)] else [*found, kind_of_disorder(ids, question.tokens)]
     if ids != expected[: len(ids)]:
         found.append(kind_of_disorder(ids, expected))
-    elif tokens is not None and len(ids) != tokens:
+    elif not stop and tokens is not None and len(ids) != tokens:
         found.append("lost")
+    known, complete = decoder.known(question.prompt, question.tokens[:tokens])
+    if stop:
+        known, complete = known[: known.find(stop)], True
+    elif flushed:
+        text = text[:-UNFINISHED_BYTES] + text[-UNFINISHED_BYTES:].rstrip("\ufffd")
     # Text of a cut answer may lag behind its ids by an unfinished character.
-    if text != whole if tokens is not None else not whole.startswith(text):
+    cut_short = tokens is None and known.startswith(text)
+    if not (text == known or cut_short or (not complete and text.startswith(known))):
         found.append("text")
     return found
 

@@ -18,15 +18,19 @@ TABLES = (
     "mixtral_detokenizer_stopping",
 )
 _GAUGE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_ANONYMOUS = re.compile(r"^(?:Anonymous|Swap): +(\d+) kB$", re.MULTILINE)
 _STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
 class ProcessSample:
-    """rss, uss: bytes; uss is what would be free if this process ended."""
+    """rss, anonymous: bytes; anonymous is what the process allocated or wrote, in memory and swapped out.
+
+    Clean pages of files are not in it, as they are in USS: libraries that no other process has mapped are a process's
+    own there, so another server on the machine that comes and goes moves it by their size, 27 MiB for Triton's."""
 
     rss: int
-    uss: int
+    anonymous: int
     descriptors: int
     threads: int
 
@@ -51,7 +55,7 @@ class Watch:
         self._metrics_url = metrics_url
 
     def sample(self, at_s: float, *, resting: bool) -> Sample:
-        """Raises psutil.NoSuchProcess when a process of the server is gone."""
+        """Raises psutil.NoSuchProcess or OSError when a process of the server is gone."""
         segments = self._segments()
         return Sample(
             at_s,
@@ -88,5 +92,12 @@ def held(tables: Mapping[str, float]) -> dict[str, float]:
 
 
 def _sample(process: psutil.Process) -> ProcessSample:
-    memory = process.memory_full_info()
-    return ProcessSample(memory.rss, memory.uss, process.num_fds(), process.num_threads())
+    return ProcessSample(
+        process.memory_info().rss, anonymous_bytes(process.pid), process.num_fds(), process.num_threads()
+    )
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Heaps, stacks and written pages of private mappings. Raises OSError when the process is gone."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(kib) * 1024 for kib in _ANONYMOUS.findall(rollup))

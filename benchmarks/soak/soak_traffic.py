@@ -22,7 +22,7 @@ from mixtral_client.errors import InvalidArgument, MixtralClientError, Unavailab
 from mixtral_client.generation import GenerationOptions
 
 KINDS = {"stream": 10, "plain": 4, "stop": 4, "cancel": 6, "deadline": 2, "bad": 3}
-EXAMPLES = 5  # of what was wrong, kept in full
+EXAMPLES, EXAMPLE_CHARACTERS = 5, 4000  # of what was wrong
 BURST_TOKENS = 4
 
 
@@ -39,7 +39,7 @@ class Tally:
     def blame(self, names: list[str], about: str) -> None:
         self.wrong.update(names)
         if names and len(self.examples) < EXAMPLES:
-            self.examples.append(f"{', '.join(names)}: {about}"[:500])
+            self.examples.append(f"{', '.join(names)}: {about}"[:EXAMPLE_CHARACTERS])
 
     def to_json(self) -> dict[str, Any]:
         # Not `asdict`: it makes a Counter of the pairs of a Counter.
@@ -100,7 +100,7 @@ class Traffic:
         options: dict[str, Any] = {"stream": kind != "plain"}
         stop = ""
         if kind == "stop":
-            stop = self._stop_string(question, count)
+            stop = self.stop_string(question, count)
             options["stop_words"] = (stop,) if stop else ()
         if kind == "deadline":
             options["timeout_ms"] = self._random.randint(1, 500)
@@ -109,16 +109,24 @@ class Traffic:
         self.tally.tokens += len(result.token_ids)
         whole = result.finish_reason != "timeout"
         wrong = faults(
-            self._decoder, question, result.token_ids, result.text, tokens=count if whole else None, stop=stop
+            self._decoder,
+            question,
+            result.token_ids,
+            result.text,
+            tokens=count if whole else None,
+            stop=stop,
+            flushed=not whole,
         )
         allowed = {"stop": ("stop",) if stop else ("length",), "deadline": ("length", "timeout")}.get(kind, ("length",))
         if result.finish_reason not in allowed:
             wrong.append("finish_reason")
-        self.tally.blame(wrong, f"{kind}, {count} tokens, stop {stop!r}, {result.finish_reason}: {result.token_ids}")
+        self.tally.blame(
+            wrong, f"{kind}, {count} tokens, stop {stop!r}, {result.finish_reason}: {result.text!r}, {result.token_ids}"
+        )
 
-    def _stop_string(self, question: Question, count: int) -> str:
-        """A few characters of the answer itself, so that it is found, often across tokens."""
-        text = self._decoder.text(question.prompt, question.tokens[:count])
+    def stop_string(self, question: Question, count: int) -> str:
+        """A few characters of the answer itself, so that it is found, often across tokens; none if none is known."""
+        text, _ = self._decoder.known(question.prompt, question.tokens[:count])
         at = self._random.randrange(len(text)) if text else 0
         return text[at : at + self._random.randint(1, 12)]
 
@@ -136,7 +144,7 @@ class Traffic:
         self.tally.ended["cancelled"] += 1
         self.tally.tokens += len(ids)
         wrong = faults(self._decoder, question, ids, "".join(text), tokens=None)
-        self.tally.blame(wrong, f"cancel: {ids}")
+        self.tally.blame(wrong, f"cancel: {''.join(text)!r}, {ids}")
 
     async def _ask_badly(self, question: Question) -> None:
         bad: dict[str, Any] = self._random.choice(

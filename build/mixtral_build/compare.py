@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mixtral_build.layer_source import LayerSource
 from mixtral_build.layerwise import HiddenStates, walk_layers
+from mixtral_build.linear_around import LinearAround
 from mixtral_build.model_directory import ModelDirectory
 from mixtral_build.windows import Windows, cut_into_windows, predictions
 from mixtral_runtime.errors import InvalidArgument
@@ -153,25 +154,13 @@ class _Walk:
 
 
 @dataclass(frozen=True, slots=True)
-class _NotingRouter:
-    linear: Linear
+class _NotingRouter(LinearAround):
     note: Callable[[Tensor], None]
-
-    @property
-    def out_features(self) -> int:
-        return self.linear.out_features
-
-    @property
-    def in_features(self) -> int:
-        return self.linear.in_features
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.linear(x)
         self.note(logits)
         return logits
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.linear.dequantize(dtype)
 
 
 @torch.inference_mode()

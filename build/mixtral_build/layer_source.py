@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_build.hf_checkpoint import HfCheckpoint
+from mixtral_build.linear_around import LinearAround
 from mixtral_runtime.checkpoint import CONFIG_NAME, Checkpoint
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import CheckpointError
@@ -68,27 +69,14 @@ class RowsLinear:
 
 
 @dataclass(frozen=True, slots=True)
-class UntiledLinear:
+class UntiledLinear(LinearAround):
     """A checkpoint's Linear, multiplied as one large matrix product: many rows at once are what layer-by-layer
     execution has, and what the tiles of the engine's row independence would slow down most."""
-
-    linear: Linear
-
-    @property
-    def out_features(self) -> int:
-        return self.linear.out_features
-
-    @property
-    def in_features(self) -> int:
-        return self.linear.in_features
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(self.linear, Fp8Linear):  # it rounds its input as well
             return self.linear.multiply(x, F.linear)
         return F.linear(x, self.linear.dequantize(x.dtype))
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.linear.dequantize(dtype)
 
 
 class HfLayerSource:

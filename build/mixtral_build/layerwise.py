@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_build.layer_source import LayerSource
+from mixtral_build.linear_around import LinearAround
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import Linear
@@ -225,26 +226,14 @@ def _rms_norm(x: Tensor, weight: Tensor, config: CheckpointConfig) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _ObservedLinear:
+class _ObservedLinear(LinearAround):
     """Shows its input to the observer, then multiplies."""
 
-    linear: Linear
     show: Callable[[Tensor], None]
-
-    @property
-    def out_features(self) -> int:
-        return self.linear.out_features
-
-    @property
-    def in_features(self) -> int:
-        return self.linear.in_features
 
     def __call__(self, x: Tensor) -> Tensor:
         self.show(x)
         return self.linear(x)
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.linear.dequantize(dtype)
 
 
 def _observed(layer: Layer, show: _Show) -> Layer:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from container_check.check import Failed, NotAvailable, Outcome
 from container_check.engines import PROMPTS, TOKENS, engine_folder, tokens_file
 from container_check.workplace import LAST_LINES, ROOT, Workplace, kill_group
 from mixtral_client import Client, GenerationOptions, MixtralClientError
+from mixtral_serving.server.free_address import free_address
 
 READY_TIMEOUT_S, STOP_TIMEOUT_S, CANCEL_TIMEOUT_S = 300.0, 60.0, 30.0
 ADVICE = "look at serve.log in the folder of --keep; `make serve SERVE_FLAGS=--verbose` shows all of Triton's log"
@@ -51,10 +51,11 @@ def serve_and_ask(workplace: Workplace, engine_dir: Path, texts: list[str]) -> O
 @contextlib.contextmanager
 def _server(workplace: Workplace, engine_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A running `scripts/serve.py` and the URL of its gRPC port; killed on the way out if it still runs."""
-    http, grpc, metrics, health = _free_ports(4)
+    address = free_address()
     log = workplace.folder / "serve.log"
-    command = [sys.executable, ROOT / "scripts" / "serve.py", "--engine", engine_dir, "--http-port", http]
-    command += ["--grpc-port", grpc, "--metrics-port", metrics, "--health-port", health]
+    command = [sys.executable, ROOT / "scripts" / "serve.py", "--engine", engine_dir, "--http-port", address.http_port]
+    command += ["--grpc-port", address.grpc_port, "--metrics-port", address.metrics_port]
+    command += ["--health-port", address.health_port]
     command += ["--ready-timeout", READY_TIMEOUT_S]
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -72,7 +73,7 @@ def _server(workplace: Workplace, engine_dir: Path) -> Iterator[tuple[subprocess
         if not line.startswith("ready:"):
             lines = [text for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if text.strip()]
             raise Failed("the server did not become ready, the last lines of its log:", *lines[-LAST_LINES:])
-        yield process, f"127.0.0.1:{grpc}"
+        yield process, f"{address.local_host}:{address.grpc_port}"
     finally:
         if process.poll() is None:  # Triton leads a group of its own, which serve.py ends when it is asked to stop
             process.send_signal(signal.SIGTERM)
@@ -96,11 +97,3 @@ def _cancel(client: Client) -> float:
             return time.monotonic() - begun
         time.sleep(0.05)
     raise Failed(f"the engine still works {CANCEL_TIMEOUT_S:g} s after a cancel", advice=ADVICE)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

@@ -11,27 +11,29 @@ from click.testing import CliRunner
 from peers.interface import Figures
 from peers.report import ratios
 from performance_page import PAGE, RESULTS, SECTIONS, main, render
-from performance_tables import spread
-from streaming import LADDER_PATHS, TTFT_PROMPTS, summary
+from streaming import ENSEMBLES, TTFT_PROMPTS, summary
 from streaming_measure import Point
+from tables import spread
 
 from mixtral_client.bench.presets import PRESETS
 
 MACHINE = {"processor": "Some Processor", "cores": 2, "python": "3.11.7", "versions": {"numpy": "1.26.4"}}
 
 
-def streaming_report(highest: list[tuple[float, float]]) -> dict[str, Any]:
-    """As `streaming.py` writes it. highest: paced load that our path and the plain one carried, for each round."""
+def streaming_report(highest: list[tuple[float, ...]]) -> dict[str, Any]:
+    """As `streaming.py` writes it. highest: paced load that our path, the plain one and perhaps NVIDIA's carried, for
+    each round."""
+    names = (*ENSEMBLES, "nvidia")[: len(highest[0])]
     rounds = [
         {
-            "paced": [point(path, 4, 200.0) for path in ("engine", *LADDER_PATHS)],
+            "paced": [point(path, 4, 200.0) for path in ("engine", *names)],
             "unpaced": [
                 point("engine", 4, None, delivered=9000.0),
                 point("ensemble", 4, None, delivered=6000.0),
                 point("plain ensemble", 4, None, delivered=1500.0),
             ],
-            "highest_paced_tokens_per_s": dict(zip(LADDER_PATHS, one, strict=True)),
-            "first_token_ms": {path: {str(n): [1.0, 2.0, 3.0] for n in TTFT_PROMPTS} for path in LADDER_PATHS},
+            "highest_paced_tokens_per_s": dict(zip(names, one, strict=True)),
+            "first_token_ms": {path: {str(n): [1.0, 2.0, 3.0] for n in TTFT_PROMPTS} for path in names},
         }
         for one in highest
     ]
@@ -127,6 +129,14 @@ def test_the_streaming_path_is_shown_as_ratios_of_the_same_round_with_their_rang
     assert "| 4 | ours | 0.75 (0.75 to 0.75) | 150 " in page  # of 200 that were offered
     assert "| 4 | ours | 4.00 (4.00 to 4.00) | 6,000 " in page  # of the plain ensemble's 1,500
     assert "Some Processor, 2 cores; Python 3.11.7, numpy 1.26.4." in page
+
+
+def test_nvidia_s_models_stand_beside_where_they_were_measured(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "streaming.json", streaming_report([(4000.0, 1000.0, 500.0)]))
+    assert "| figure | ours / plain | ours / NVIDIA's | ours | plain ensemble | NVIDIA's models |" in page
+    assert "| highest paced load, tokens/s | **4.00** | **8.00** | 4,000 | 1,000 | 500 |" in page
+    assert "| 4 | NVIDIA's models | 0.75 | 150 " in page
+    assert "with the plain ensemble's engine model" in page
 
 
 def test_a_plain_path_that_carries_nothing_leaves_no_ratio(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from make_engine import MODEL
 from soak_questions import MAX_TOKENS, Decoder, Question, Questions, faults
+from soak_traffic import KINDS, Traffic
 from soak_verdict import gain, verdict
 
 MIB = 2**20
@@ -21,13 +22,14 @@ def flat(rounds: int = 12) -> list[dict[str, Any]]:
             "resting": True,
             "processes": {
                 "server": {
-                    "uss": (60 + min(number, 3) + number % 2) * MIB,
+                    "anonymous": (60 + min(number, 3) + number % 2) * MIB,
                     "descriptors": 80 + number % 2,
                     "threads": 200,
                 },
-                "tensorrt_llm": {"uss": 170 * MIB, "descriptors": 4, "threads": 7},
+                "tensorrt_llm": {"anonymous": 170 * MIB, "descriptors": 4, "threads": 7},
             },
             "shm_segments": 5,
+            "shm_bytes": 5 * MIB,
             "tables": {"mixtral_streams_live": 0.0},
         }
         for number in range(rounds)
@@ -41,8 +43,8 @@ def test_what_is_flat_after_warm_up_passes() -> None:
 @pytest.mark.parametrize(
     ("process", "what", "each_round"),
     [
-        ("tensorrt_llm", "uss", 2 * MIB),
-        ("server", "uss", 2 * MIB),
+        ("tensorrt_llm", "anonymous", 2 * MIB),
+        ("server", "anonymous", 2 * MIB),
         ("server", "descriptors", 1),
         ("server", "threads", 1),
     ],
@@ -57,15 +59,17 @@ def test_a_planted_leak_fails(process: str, what: str, each_round: int) -> None:
 
 def test_one_outlier_is_not_a_leak() -> None:
     samples = flat()
-    samples[-2]["processes"]["server"]["uss"] += 50 * MIB
+    samples[-2]["processes"]["server"]["anonymous"] += 50 * MIB
     assert verdict(samples, NOTHING, ASKED) == []
 
 
-def test_a_segment_more_fails() -> None:
+@pytest.mark.parametrize(("what", "each_third_round"), [("shm_segments", 1), ("shm_bytes", MIB)])
+def test_shared_memory_that_grows_fails(what: str, each_third_round: int) -> None:
     samples = flat()
     for number, sample in enumerate(samples):
-        sample["shm_segments"] += number // 3
-    assert verdict(samples, NOTHING, ASKED) != []
+        sample[what] += number // 3 * each_third_round
+    (failure,) = verdict(samples, NOTHING, ASKED)
+    assert failure.startswith(f"{what} gained ")
 
 
 def test_a_table_that_holds_something_at_rest_fails() -> None:
@@ -137,3 +141,41 @@ def test_text_that_differs_by_one_character_is_wrong(decoder: Decoder, question:
     assert faults(decoder, question, ids, text[:10] + text[11:], tokens=50) == ["text"]
     assert faults(decoder, question, ids, text + "x", tokens=None) == ["text"]
     assert faults(decoder, question, ids, text[:12], tokens=50, stop="no such string") == ["text"]
+
+
+@pytest.fixture
+def euros(question: Question) -> Question:
+    """An answer of nothing but characters of three bytes, each byte a token."""
+    first_byte = 3  # behind the special tokens
+    return Question(question.prompt, [first_byte + byte for byte in ("€" * (MAX_TOKENS // 3)).encode()])
+
+
+def test_a_character_that_a_deadline_cuts_is_marked_byte_by_byte(decoder: Decoder, euros: Question) -> None:
+    for ids, text in ((5, "€��"), (4, "€�"), (3, "€"), (2, "��")):
+        assert faults(decoder, euros, euros.tokens[:ids], text, tokens=None, flushed=True) == []
+    assert faults(decoder, euros, euros.tokens[:5], "€����", tokens=None, flushed=True) == ["text"]
+    assert faults(decoder, euros, euros.tokens[:8], "€��€", tokens=None, flushed=True) == ["text"]
+
+
+def test_half_a_character_is_wrong_where_nothing_was_cut_by_the_server(decoder: Decoder, euros: Question) -> None:
+    assert faults(decoder, euros, euros.tokens[:5], "€��", tokens=None) == ["text"]
+    assert faults(decoder, euros, euros.tokens[:6], "€��", tokens=6) == ["text"]
+
+
+def test_text_is_judged_as_far_as_it_is_known(decoder: Decoder, question: Question, euros: Question) -> None:
+    end_of_text, known = 2, decoder.text(question.prompt, question.tokens[:20])
+    for unknown in (end_of_text, euros.tokens[1]):
+        partly = Question(question.prompt, [*question.tokens[:20], unknown, *question.tokens[21:]])
+        ids = partly.tokens[:40]
+        assert faults(decoder, partly, ids, known + " anything", tokens=40) == []
+        assert faults(decoder, partly, ids, known[:-1], tokens=40) == ["text"]
+        assert faults(decoder, partly, ids[:-1], known + " anything", tokens=40) == ["lost"]
+        stop = known[10:14]
+        assert faults(decoder, partly, ids[:9], known[: known.find(stop)], tokens=40, stop=stop) == []
+        assert faults(decoder, partly, ids[:9], known[: known.find(stop) + 1], tokens=40, stop=stop) == ["text"]
+
+
+def test_stop_strings_are_taken_from_known_text(decoder: Decoder, euros: Question) -> None:
+    traffic = Traffic(None, None, decoder, seed=1, kinds=KINDS)  # type: ignore[arg-type]  # asks nothing
+    assert {traffic.stop_string(euros, 7) for _ in range(9)} == {""}
+    assert all(set(traffic.stop_string(euros, 9)) == {"€"} for _ in range(9))

@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mixtral_client.bench.prompts_file import PromptsFileError, read_prompts
+from mixtral_client.bench.prompts_file import read_prompts
+from mixtral_client.data_files import DataFileError
 
 DOLLY: list[dict[str, Any]] = [
     {"instruction": "Why is the sky blue?", "context": "", "response": "Because.", "category": "open_qa"},
@@ -58,18 +59,21 @@ def test_plain_prompts_and_empty_lines(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(content)
-    with pytest.raises(PromptsFileError, match=message):
+    with pytest.raises(DataFileError, match=message):
         read_prompts(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PromptsFileError, match="No such file"):
+    with pytest.raises(DataFileError, match="No such file"):
         read_prompts(tmp_path / "missing.jsonl")
-    with pytest.raises(PromptsFileError, match="No such file"):
+    with pytest.raises(DataFileError, match="No such file"):
         read_prompts(tmp_path / "missing.parquet")
     (tmp_path / "binary.jsonl").write_bytes(b"PAR1\xff\xfe")
-    with pytest.raises(PromptsFileError, match=r"neither UTF-8 text nor named \.parquet"):
+    with pytest.raises(DataFileError, match="is not UTF-8 text"):
         read_prompts(tmp_path / "binary.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataFileError, match="Is a directory"):
+        read_prompts(tmp_path / "folder.jsonl")
     (tmp_path / "text.parquet").write_text("{}")
-    with pytest.raises(PromptsFileError, match="is not Parquet"):
+    with pytest.raises(DataFileError, match="is not a Parquet file"):
         read_prompts(tmp_path / "text.parquet")

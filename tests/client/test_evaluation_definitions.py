@@ -15,8 +15,8 @@ from mixtral_build import multiple_choice as build_multiple_choice
 from mixtral_build import questions as build_questions
 from mixtral_build import texts as build_texts
 from mixtral_build import windows as build_windows
+from mixtral_client.data_files import DataFileError
 from mixtral_client.evaluation import multiple_choice, questions, texts
-from mixtral_client.evaluation.files import DataFileError
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.tokenizer import encode_prompt, load_tokenizer
 

@@ -57,7 +57,7 @@ def run_bench(
     options: BenchOptions, target: Target, status: ServerStatus, *, stopping: Callable[[], bool], observer: Observer
 ) -> Outcome:
     """Measures all points. status: what the server said of itself. stopping: once true, the running point is cut off
-    and the run ends with what it has. Raises NothingToRun and PromptsFileError."""
+    and the run ends with what it has. Raises NothingToRun and DataFileError."""
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     tasks, skipped = plan_tasks(options, status.manifest, status.limits)
     for entry in skipped:

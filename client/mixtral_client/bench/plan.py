@@ -135,7 +135,7 @@ def plan_tasks(
     options: BenchOptions, manifest: Mapping[str, Any], limits: Mapping[str, Any]
 ) -> tuple[list[Task], list[Skipped]]:
     """The workloads that the server can take, and those it cannot. Raises NothingToRun when none is left, and
-    PromptsFileError."""
+    DataFileError."""
     if options.prompts is not None:
         return [_file_task(options, options.prompts)], []
     vocab_size = _vocab_size(manifest)

@@ -15,6 +15,7 @@ from mixtral_client.bench.slo import parse_slo
 from mixtral_client.bench.workload import FILE_OUTPUT_TOKENS, Lengths
 
 _Function = Callable[..., Any]
+_Option = Callable[[_Function], _Function]
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # only newer clicks can be subscripted
@@ -69,9 +70,17 @@ def _processes(text: str) -> int | None:
 
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
+_COUNT = click.IntRange(min=1)
+_FROM_0 = click.IntRange(min=0)
 _LENGTHS = _Parsed("lengths", Lengths.parse)
 
-_OPTIONS = (
+
+def _value(name: str, kind: Any, metavar: str, help_text: str, *, to: str | None = None) -> _Option:
+    """An option that takes a value. kind: a type of click's. to: the field of BenchOptions if it has another name."""
+    return click.option(name, *filter(None, [to]), type=kind, metavar=metavar, help=help_text)
+
+
+_OPTIONS: tuple[_Option, ...] = (
     click.option(
         "--preset",
         type=click.Choice(list(PRESETS)),
@@ -79,133 +88,118 @@ _OPTIONS = (
         "(1000/50, rising Poisson rates), friendli (prompts like Dolly's or its file, rising Poisson rates, under a "
         "limit), nvidia (nine pairs of lengths at the most load). Other options replace what it says.",
     ),
-    click.option(
+    _value(
         "--concurrency",
-        type=_Parsed("workers", _workers),
-        metavar="N,…",
-        help="Closed loop: so many requests at a time; max is twice the server's batch size. Default: 1.",
+        _Parsed("workers", _workers),
+        "N,…",
+        "Closed loop: so many requests at a time; max is twice the server's batch size. Default: 1.",
     ),
-    click.option(
+    _value(
         "--rate",
-        "rates",
-        type=_Parsed("rates", _rates),
-        metavar="R,…",
-        help="Open loop: requests per second, sent whether or not earlier ones have ended.",
+        _Parsed("rates", _rates),
+        "R,…",
+        "Open loop: requests per second, sent whether or not earlier ones have ended.",
+        to="rates",
     ),
-    click.option(
+    _value(
         "--search-rate",
-        "search",
-        type=_Parsed("range", _range),
-        metavar="LOW-HIGH",
-        help="Open loop: find the highest rate in the range that meets --slo.",
+        _Parsed("range", _range),
+        "LOW-HIGH",
+        "Open loop: find the highest rate in the range that meets --slo.",
+        to="search",
     ),
-    click.option(
-        "--search-tolerance",
-        type=_POSITIVE,
-        metavar="SHARE",
-        help="Stop searching when the rate is known this closely. Default: 0.1.",
+    _value(
+        "--search-tolerance", _POSITIVE, "SHARE", "Stop searching when the rate is known this closely. Default: 0.1."
     ),
     click.option(
         "--arrivals",
         type=click.Choice(["poisson", "constant", "bursty"]),
         help="How an open loop spreads its requests. Default: poisson.",
     ),
-    click.option(
+    _value(
         "--burstiness",
-        type=_POSITIVE,
-        metavar="SHAPE",
-        help="Of bursty arrivals: the gaps' gamma shape; 1 is Poisson, smaller is burstier. "
-        f"Default: {DEFAULT_BURSTINESS}.",
+        _POSITIVE,
+        "SHAPE",
+        f"Of bursty arrivals: the gaps' gamma shape; 1 is Poisson, smaller is burstier. Default: {DEFAULT_BURSTINESS}.",
     ),
-    click.option(
+    _value(
         "--requests",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Measure so many requests at each point. Default: closed loop 4 per worker and at least 16.",
+        _COUNT,
+        "N",
+        "Measure so many requests at each point. Default: closed loop 4 per worker and at least 16.",
     ),
-    click.option(
-        "--duration",
-        "duration_s",
-        type=_POSITIVE,
-        metavar="SECONDS",
-        help="Measure for so long at each point. Default: open loop 30.",
+    _value(
+        "--duration", _POSITIVE, "SECONDS", "Measure for so long at each point. Default: open loop 30.", to="duration_s"
     ),
-    click.option(
+    _value(
         "--warmup-requests",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Leave the first requests of a point out. Default: closed loop one per worker.",
+        _FROM_0,
+        "N",
+        "Leave the first requests of a point out. Default: closed loop one per worker.",
     ),
-    click.option(
+    _value(
         "--warmup",
-        "warmup_s",
-        type=click.FloatRange(min=0),
-        metavar="SECONDS",
-        help="Leave out what is sent in the first seconds of a point. Default: open loop 2.",
+        click.FloatRange(min=0),
+        "SECONDS",
+        "Leave out what is sent in the first seconds of a point. Default: open loop 2.",
+        to="warmup_s",
     ),
-    click.option(
+    _value(
         "--input-tokens",
-        type=_LENGTHS,
-        metavar="N|A-B",
-        help="Synthetic prompts of exactly so many tokens, or evenly drawn from a range. Default: 512.",
+        _LENGTHS,
+        "N|A-B",
+        "Synthetic prompts of exactly so many tokens, or evenly drawn from a range. Default: 512.",
     ),
-    click.option(
+    _value(
         "--output-tokens",
-        type=_LENGTHS,
-        metavar="N|A-B",
-        help=f"Tokens to generate. Default: 128; with --prompts at most {FILE_OUTPUT_TOKENS}.",
+        _LENGTHS,
+        "N|A-B",
+        f"Tokens to generate. Default: 128; with --prompts at most {FILE_OUTPUT_TOKENS}.",
     ),
-    click.option(
+    _value(
         "--shared-prefix",
-        type=click.FloatRange(0, 1),
-        metavar="SHARE",
-        help="The share of each synthetic prompt that is the same in all of them. Default: 0.",
+        click.FloatRange(0, 1),
+        "SHARE",
+        "The share of each synthetic prompt that is the same in all of them. Default: 0.",
     ),
-    click.option(
+    _value(
         "--scale-lengths",
-        type=_POSITIVE,
-        metavar="FACTOR",
-        help="Make synthetic prompts and outputs longer or shorter, for a server with other limits. Default: 1.",
+        _POSITIVE,
+        "FACTOR",
+        "Make synthetic prompts and outputs longer or shorter, for a server with other limits. Default: 1.",
     ),
-    click.option(
+    _value(
         "--prompts",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Prompts from JSONL or Parquet: Dolly's fields, ShareGPT conversations, or a field prompt.",
+        click.Path(path_type=Path),
+        "FILE",
+        "Prompts from JSONL or Parquet: Dolly's fields, ShareGPT conversations, or a field prompt.",
     ),
     click.option(
         "--ignore-eos/--stop-at-eos",
         default=None,
         help="Go on to the full output length. Default: on for synthetic prompts, off for files.",
     ),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Of prompts, lengths and arrivals; the same seed sends the same. Default: 0.",
-    ),
-    click.option(
+    _value("--seed", _FROM_0, "N", "Of prompts, lengths and arrivals; the same seed sends the same. Default: 0."),
+    _value(
         "--slo",
-        type=_Parsed("limits", parse_slo),
-        metavar="LIMIT,…",
-        help="Latency limits such as ttft_p99=200ms,tpot_p99=20ms (ttft, tpot, e2e; mean, p50, p90, p95, p99, max); "
+        _Parsed("limits", parse_slo),
+        "LIMIT,…",
+        "Latency limits such as ttft_p99=200ms,tpot_p99=20ms (ttft, tpot, e2e; mean, p50, p90, p95, p99, max); "
         "reports goodput and whether each point meets them.",
     ),
-    click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Report rates per GPU too."),
-    click.option(
-        "--price-per-hour", type=_POSITIVE, metavar="PRICE", help="Of the machine; reports the cost per million tokens."
-    ),
-    click.option(
+    _value("--gpus", _COUNT, "N", "Report rates per GPU too."),
+    _value("--price-per-hour", _POSITIVE, "PRICE", "Of the machine; reports the cost per million tokens."),
+    _value(
         "--output-price-ratio",
-        type=_POSITIVE,
-        metavar="RATIO",
-        help=f"How many prompt tokens an output token costs. Default: {DEFAULT_OUTPUT_PRICE_RATIO:g}.",
+        _POSITIVE,
+        "RATIO",
+        f"How many prompt tokens an output token costs. Default: {DEFAULT_OUTPUT_PRICE_RATIO:g}.",
     ),
-    click.option(
+    _value(
         "--processes",
-        type=_Parsed("count", _processes),
-        metavar="auto|N",
-        help="Load generator processes. Default: auto, by the load and the cores.",
+        _Parsed("count", _processes),
+        "auto|N",
+        "Load generator processes. Default: auto, by the load and the cores.",
     ),
 )
 

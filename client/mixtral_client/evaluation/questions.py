@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtral_client.data_files import DataFileError, read_json_lines, read_parquet, read_utf8
 from mixtral_client.errors import InvalidArgument
-from mixtral_client.evaluation.files import DataFileError, read_json_lines, read_parquet, read_utf8
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CSV_CHOICES = 4  # MMLU's own: question, A, B, C, D, answer

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixtral_client.data_files import DataFileError, read_json_lines, read_parquet, read_utf8
 from mixtral_client.errors import InvalidArgument
-from mixtral_client.evaluation.files import DataFileError, read_json_lines, read_parquet, read_utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ def read_texts(path: Path) -> list[str]:
     """A `.jsonl` file has one object with a `text` per line, a `.parquet` file a column `text`; any other file is one
     text. Raises DataFileError naming the line or row that is something else."""
     if path.suffix == ".parquet":
-        return list(_texts(read_parquet(path, ("text",))))
+        return list(_texts(read_parquet(path, ("text",), ())))
     if path.suffix == ".jsonl":
         return list(_texts(read_json_lines(path)))
     return [read_utf8(path)]

@@ -9,7 +9,7 @@ from mixtral_client.errors import MixtralClientError
 
 
 class DataFileError(MixtralClientError):
-    """A file of texts or questions cannot be used; the sentence names the file and the line or row."""
+    """A file of texts, questions or prompts cannot be used; the sentence names the file and the line or row."""
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -25,10 +25,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataFileError(f"{place} is not JSON ({error})") from error
 
 
-def read_parquet(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """(place, row) with these columns; those of `optional` that the file has not are left out.
+def read_parquet(
+    path: Path, required: tuple[str, ...] = (), optional: tuple[str, ...] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(place, row) with these columns; those of `optional` that the file has not are left out, None takes all it has.
 
-    Raises DataFileError when pyarrow is missing, the file is not Parquet, or a required column is not in it.
+    Raises DataFileError when pyarrow is missing, the file cannot be read or is not Parquet, or a required column is not
+    in it.
     """
     try:
         from pyarrow import ArrowException
@@ -37,16 +40,18 @@ def read_parquet(path: Path, required: tuple[str, ...], optional: tuple[str, ...
         raise DataFileError(f"{path} needs pyarrow to be read ({error}); install it, or give JSON Lines") from error
     try:
         with ParquetFile(path) as file:
-            columns = set(file.schema_arrow.names)
+            columns = file.schema_arrow.names
             for name in required:
                 if name not in columns:
                     raise DataFileError(f"{path} has no column {name}, it has {', '.join(sorted(columns))}")
-            wanted = [name for name in (*required, *optional) if name in columns]
+            wanted = columns if optional is None else [n for n in (*required, *optional) if n in columns]
             rows = (row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
                 yield f"{path} row {number}", row
     except ArrowException as error:
         raise DataFileError(f"{path} is not a Parquet file ({error})") from error
+    except OSError as error:
+        raise DataFileError(f"{path}: {error.strerror or error}") from error
 
 
 def read_utf8(path: Path) -> str:
@@ -56,4 +61,4 @@ def read_utf8(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataFileError(f"{path} is not UTF-8 text") from error
     except OSError as error:
-        raise DataFileError(f"{path}: {error.strerror}") from error
+        raise DataFileError(f"{path}: {error.strerror or error}") from error
