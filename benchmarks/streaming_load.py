@@ -36,18 +36,21 @@ class Arrivals:
         return np.repeat(np.array(self.times_ns, np.int64), self.tokens)
 
 
-def ensemble_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+def ensemble_request(prompt: Prompt, max_tokens: int, counted: bool = True) -> service_pb2.ModelInferRequest:
+    """counted: with the number of tokens of each response; else the text alone."""
+    if not counted:
+        return _text_request(prompt, max_tokens, ("stream",), ("text_output",))
     return _text_request(
         prompt, max_tokens, ("stream", "return_num_output_tokens"), ("text_output", "num_output_tokens")
     )
 
 
-def plain_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+def plain_request(prompt: Prompt, max_tokens: int, counted: bool = True) -> service_pb2.ModelInferRequest:
     """For the plain ensemble, whose tokens are counted by `sequence_length`."""
-    return _text_request(prompt, max_tokens, (), ("text_output", "sequence_length"))
+    return _text_request(prompt, max_tokens, (), ("text_output", "sequence_length") if counted else ("text_output",))
 
 
-def nvidia_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
+def nvidia_request(prompt: Prompt, max_tokens: int, counted: bool = False) -> service_pb2.ModelInferRequest:
     """For NVIDIA's ensemble, which has no count of the tokens of a response; with the plain engine model it is one."""
     return _text_request(prompt, max_tokens, ("stream",), ("text_output",))
 
@@ -66,8 +69,8 @@ def _text_request(
     return request
 
 
-def engine_request(prompt: Prompt, max_tokens: int) -> service_pb2.ModelInferRequest:
-    """For the engine model itself."""
+def engine_request(prompt: Prompt, max_tokens: int, counted: bool = True) -> service_pb2.ModelInferRequest:
+    """For the engine model itself; always counted."""
     request = service_pb2.ModelInferRequest(model_name="tensorrt_llm")
     _add(request, "input_ids", "INT32", [1, len(prompt.ids)], np.array(prompt.ids, np.int32).tobytes())
     _add(request, "input_lengths", "INT32", [1, 1], np.int32(len(prompt.ids)).tobytes())

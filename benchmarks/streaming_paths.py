@@ -1,10 +1,11 @@
 """The ways from the engine to a client that are compared, and the server each of them needs."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 from make_engine import MODEL, PLUGIN_FOLDER, make_engine
@@ -25,7 +26,9 @@ LIMITS = EngineLimits(
 )
 EMISSIONS = "emissions"
 
-MakeRequest = Callable[[Prompt, int], service_pb2.ModelInferRequest]
+
+class MakeRequest(Protocol):
+    def __call__(self, prompt: Prompt, max_tokens: int, counted: bool = ...) -> service_pb2.ModelInferRequest: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,8 @@ class Streams:
         first = request.priority == MAX_PRIORITY
         with self._lock:  # an output may be polled before the id is known here
             if not first:
-                self._admission.check(tokens, self._engine.stats().queued)
+                # With nobody waiting the engine is not asked: it would be part of each first token's delay.
+                self._admission.check(tokens, self._engine.stats().queued if len(self._admission) else 0)
             engine_id = self._engine.submit(request)
             self._live[engine_id] = stream
             if not first:

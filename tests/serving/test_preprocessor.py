@@ -15,8 +15,8 @@ EVERYTHING = ("INPUT_ID", "REQUEST_INPUT_LEN", "REQUEST_OUTPUT_LEN", "STREAM_CON
 
 def prepared(builder: PromptBuilder, **inputs: Any) -> dict[str, Array]:
     values = {"QUERY": [b"Once"], "REQUEST_OUTPUT_LEN": np.array([8], np.int32)} | inputs
-    inputs = Tensors({name: np.array([value]) for name, value in values.items()})
-    return preprocess(builder, inputs, EVERYTHING)
+    tensors = Tensors({name: np.array([value]) for name, value in values.items()})
+    return preprocess(builder, tensors, EVERYTHING)
 
 
 def words(*texts: str) -> Array:
