@@ -21,6 +21,7 @@ from mixtral_client.connection import (
 )
 from mixtral_client.errors import IdleTimeout, ServerError
 from mixtral_client.generation import Chunk, GenerationOptions, Message, Result
+from mixtral_client.http2_channel import Http2Channel
 from mixtral_client.idle_timer import IdleTimer
 from mixtral_client.status import ServerStatus
 from mixtral_client.tensors import (
@@ -57,13 +58,16 @@ class AsyncClient:
         self.tls = tls
         self._channel = open_channel(grpc.aio, url, tls)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        # To the server it is the same whether its client could send more than one request. To gRPC's Python it is not:
-        # this way a request is sent in one operation instead of three, with a task less.
-        self._generate = self._channel.unary_stream(
-            "/inference.GRPCInferenceService/ModelStreamInfer",
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
+        self._generate: Any
+        path = "/inference.GRPCInferenceService/ModelStreamInfer"
+        serialize = service_pb2.ModelInferRequest.SerializeToString
+        deserialize = service_pb2.ModelStreamInferResponse.FromString
+        if tls is None:
+            self._generate = Http2Channel(url, path, serialize, deserialize)
+        else:
+            # To the server it is the same whether its client could send more than one request. To gRPC's Python it is
+            # not: this way a request is sent in one operation instead of three, with a task less.
+            self._generate = self._channel.unary_stream(path, serialize, deserialize)
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,6 +79,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; requests still running are cancelled."""
+        if isinstance(self._generate, Http2Channel):
+            await self._generate.close()
         await self._channel.close()
 
     async def stream(
@@ -114,7 +120,7 @@ class AsyncClient:
         except ServerError:
             await _drain(call)
             raise
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             raise from_rpc_error(error, self.url, self.tls, connected=assembler.connected) from None
         except asyncio.CancelledError:
             if idle.expired and not _cancelling():
@@ -183,7 +189,7 @@ def _cancelling() -> bool:
 
 async def _drain(call: Any) -> None:
     """Waits until the server closes the finished or failed stream: nothing more is to come, however it ends."""
-    with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+    with contextlib.suppress(TimeoutError, grpc.RpcError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             while await call.read() is not grpc.aio.EOF:
                 pass
