@@ -11,7 +11,6 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     RemoteSettingsChanged,
     ResponseReceived,
@@ -27,7 +26,8 @@ from hyperframe.frame import WindowUpdateFrame
 STREAM_WINDOW = 256 * 1024  # bytes that the server may send on a stream before some are acknowledged
 CONNECTION_WINDOW = 2**30  # never the limit: a stream that nobody reads must not hold up the others
 _LAST_STREAM = 2**30  # of 2**31 - 1: a connection lives for some hundred million streams, then comes another
-_HEAD, _DATA = 9, 0  # bytes before each frame; the type of frames of data
+_HEAD = 9  # bytes before each frame: length, type, flags, stream
+_DATA, _GOAWAY = 0, 7  # types
 _SILENCE_MS = 20_000  # without the other side's TCP confirming what was sent to it, the connection is dead
 
 
@@ -190,6 +190,8 @@ class Connection(asyncio.Protocol):
                 break
             if data[begin + 3] == _DATA and data[begin + 4] == 0:
                 self._take_data(int.from_bytes(data[begin + 5 : begin + _HEAD]), data[begin + _HEAD : end])
+            elif data[begin + 3] == _GOAWAY:
+                self._end_after(int.from_bytes(data[begin + _HEAD : begin + _HEAD + 4]))
             else:
                 self._take_frame(data[begin:end])
             begin = end
@@ -236,12 +238,13 @@ class Connection(asyncio.Protocol):
                 self.greeted.set_result(None)
             for stream in self._blocked & self._calls.keys():
                 self._calls[stream].wake()
-        elif isinstance(event, ConnectionTerminated):
-            self.lost = True
-            last = event.last_stream_id or 0
-            for stream in [stream for stream in self._calls if stream > last]:
-                self._calls.pop(stream).fail(StreamFailed(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
-            self._close_if_done()
+
+    def _end_after(self, last: int) -> None:
+        """The server takes no streams after this one. h2 would take no more frames of the others either."""
+        self.lost = True
+        for stream in [stream for stream in self._calls if stream > last]:
+            self._calls.pop(stream).fail(StreamFailed(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
+        self._close_if_done()
 
     def _fail(self, code: grpc.StatusCode, details: str) -> None:
         self.lost = True
