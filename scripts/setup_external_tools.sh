@@ -78,6 +78,7 @@ need_environment() {
 }
 
 need_environment openai==2.8.0                              # a client that is a year old, beside the pinned one
+need_environment openai==1.109.1                            # what the image for TensorRT-LLM has
 need_environment 'lm_eval[api]==0.4.13' transformers==5.23.0  # lm-evaluation-harness; its tokenizers need transformers
 need_environment aiperf==0.13.0                             # NVIDIA's load generator, 1.2 GB
 
