@@ -36,7 +36,7 @@ CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
 .PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
-	bench-text bench-generator bench-quality bench-presets bench-peers bench-faults clean \
+	bench-text bench-generator bench-quality bench-presets bench-peers bench-faults bench-aiperf clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -84,7 +84,7 @@ stream: export PROMPT := $(PROMPT)
 test: lint  ## Lint, types and all tests, the real server included.
 	@$(BIN)python3 -m pytest
 
-test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus, Chromium.
+test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus, Chromium, AIPerf, lm_eval.
 	@scripts/setup_external_tools.sh
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)python3 -m pytest tests/external
 
@@ -140,6 +140,10 @@ bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench`
 
 bench-faults: $(READY)  ## Break servers in every way of the tests and write what clients saw into docs/reliability.md.
 	@$(BIN)python3 benchmarks/faults.py
+
+bench-aiperf: $(READY)  ## Measure the gateway with NVIDIA's AIPerf beside `mixtral bench`, into docs/benchmarking.md.
+	@scripts/setup_external_tools.sh
+	@PYTHONPATH=benchmarks/synthetic $(BIN)python3 benchmarks/aiperf_agreement.py $(BENCH_FLAGS)
 
 bench-quality: $(READY)  ## Measure each precision's quality on the demo model, from the weights and through a server.
 	@$(BIN)python3 benchmarks/quality.py

@@ -65,11 +65,21 @@ python=.venv/bin/python
 "$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["external"])' |
   xargs "$python" -m pip --quiet --disable-pip-version-check install >&2 || missing=1
 
-# An openai client that is a year old, in an environment of its own beside the pinned one.
-old=.tools/openai-2.8.0
-if ! "$old/bin/python" -c 'import openai' 2>/dev/null; then
-  { "$python" -m venv "$old" && "$old/bin/python" -m pip --quiet --disable-pip-version-check install openai==2.8.0; } >&2 ||
-    missing=1
-fi
+# need_environment PACKAGE==VERSION [PACKAGE==VERSION…]: a package whose dependencies are not ours, and what it lacks, in
+# an environment of its own, .tools/PACKAGE-VERSION.
+need_environment() {
+  local folder
+  folder=.tools/$(sed 's/\[.*\]//; s/==/-/' <<<"$1")
+  [ -e "$folder/.ready" ] && return 0
+  echo "installing $1 into $folder" >&2
+  rm -rf "$folder"
+  { "$python" -m venv "$folder" && "$folder/bin/python" -m pip --quiet --disable-pip-version-check install "$@" &&
+    touch "$folder/.ready"; } >&2 || missing=1
+}
+
+need_environment openai==2.8.0                              # a client that is a year old, beside the pinned one
+need_environment openai==1.109.1                            # what the image for TensorRT-LLM has
+need_environment 'lm_eval[api]==0.4.13' transformers==5.23.0  # lm-evaluation-harness; its tokenizers need transformers
+need_environment aiperf==0.13.0                             # NVIDIA's load generator, 1.2 GB
 
 exit "$missing"

@@ -7,7 +7,7 @@ from typing import Any
 
 from mixtral_client.errors import ProtocolError, parse_server_error
 from mixtral_client.generation import Chunk, Usage
-from mixtral_client.tensors import Response, read_response
+from mixtral_client.responses import Response, read_response
 
 
 class ChunkAssembler:

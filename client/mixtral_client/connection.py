@@ -22,8 +22,13 @@ DEFAULT_IDLE_TIMEOUT_S = 60.0
 # stream that was cancelled after an error.
 CLOSE_TIMEOUT_S = 1.0
 
-# gRPC's default of 4 MiB is less than the prompt log probabilities of a long prompt with alternatives.
-CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+# gRPC's default of 4 MiB is less than the prompt log probabilities of a long prompt with alternatives. And by default
+# its pauses between attempts to connect grow to two minutes, as long as a loaded server would go on being called away.
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
 
 
 def idle_message(url: str, idle_timeout_s: float) -> str:

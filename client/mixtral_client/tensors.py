@@ -5,7 +5,6 @@ All inputs have a leading batch dimension of 1. Any output may be missing from a
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from mixtral_client.errors import InvalidArgument, ProtocolError
-from mixtral_client.generation import GenerationOptions, Message, TokenLogProb
+from mixtral_client.generation import GenerationOptions, Message
 
 ENSEMBLE = "ensemble"
 ENGINE_INFO = "engine_info"
@@ -41,27 +40,6 @@ _SCALARS: dict[str, type[np.generic]] = {  # options whose tensor has their name
     "top_log_probs": np.int32,
     "stream": np.bool_,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One response of the ensemble, decoded. num_output_tokens counts this response alone."""
-
-    text: str
-    token_ids: list[int]
-    log_probs: list[float]
-    cum_log_prob: float | None
-    top_log_probs: list[list[TokenLogProb]]
-    prompt_log_probs: list[float]
-    finish_reason: str | None
-    num_input_tokens: int | None
-    num_output_tokens: int | None
-    final: bool
-
-    @property
-    def tokens(self) -> bool:
-        """Whether it brought tokens, as a heartbeat does not."""
-        return bool(self.text or self.token_ids or self.log_probs)
 
 
 def generation_request(
@@ -125,33 +103,6 @@ def tokenize_request(text: str | None = None, messages: Sequence[Message] | None
     _add_input(request, "REQUEST_OUTPUT_LEN", [[1]], np.int32)  # required, and of no effect on the ids
     request.outputs.add(name="INPUT_ID")
     return request
-
-
-def read_response(response: Any) -> Response:
-    """Decodes a `ModelInferResponse` of the ensemble. Raises ProtocolError for text that is not UTF-8."""
-    result = InferResult(response)
-
-    def flat(name: str) -> list[Any]:
-        array = result.as_numpy(name)
-        return [] if array is None else array.reshape(-1).tolist()
-
-    def first(name: str) -> Any:
-        return next(iter(flat(name)), None)
-
-    finish_reason = first("finish_reason")
-    return Response(
-        text="".join(_decode("text_output", piece) for piece in flat("text_output")),
-        token_ids=flat("output_ids"),
-        log_probs=flat("output_log_probs"),
-        cum_log_prob=first("cum_log_probs"),
-        top_log_probs=_top_log_probs(result),
-        prompt_log_probs=flat("prompt_log_probs"),
-        finish_reason=None if finish_reason is None else _decode("finish_reason", finish_reason) or None,
-        num_input_tokens=first("num_input_tokens"),
-        num_output_tokens=first("num_output_tokens"),
-        final="triton_final_response" in response.parameters
-        and bool(response.parameters["triton_final_response"].bool_param),
-    )
 
 
 def read_engine_info(response: Any) -> dict[str, Any]:
@@ -225,20 +176,3 @@ def _requested_outputs(options: GenerationOptions) -> list[str]:
     if options.top_log_probs:
         names += ["top_token_ids", "top_token_log_probs"]
     return names
-
-
-def _top_log_probs(result: InferResult) -> list[list[TokenLogProb]]:
-    ids = result.as_numpy("top_token_ids")  # [1, n, k]
-    log_probs = result.as_numpy("top_token_log_probs")  # [1, n, k]
-    if ids is None or log_probs is None or ids.size == 0:
-        return []
-    k = ids.shape[-1]
-    rows = zip(ids.reshape(-1, k).tolist(), log_probs.reshape(-1, k).tolist(), strict=True)
-    return [[TokenLogProb(*pair) for pair in zip(*row, strict=True)] for row in rows]
-
-
-def _decode(name: str, piece: bytes | str) -> str:
-    try:
-        return piece if isinstance(piece, str) else piece.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ProtocolError(f"{name} is not UTF-8: {error}") from error

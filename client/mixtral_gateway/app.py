@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mixtral_gateway.access_log import AccessLog
 from mixtral_gateway.backend import Backend
@@ -27,8 +29,22 @@ from mixtral_gateway.settings import Settings
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(settings: Settings, log: AccessLog | None = None) -> Starlette:
-    """log: standard error by default. The running requests are `app.state.running`, a `generate.Running`."""
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The ASGI application. Streams go past Starlette, whose layers would take a share of every event.
+
+    streams: applications by path. pages: the one for all other paths. running: the generations under way."""
+
+    streams: Mapping[str, ASGIApp]
+    pages: ASGIApp
+    running: Running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.streams.get(scope.get("path", ""), self.pages)(scope, receive, send)
+
+
+def create_app(settings: Settings, log: AccessLog | None = None) -> Gateway:
+    """log: standard error by default."""
     metrics, running, started = Metrics(), Running(), int(time.time())
 
     @contextlib.asynccontextmanager
@@ -65,27 +81,35 @@ def create_app(settings: Settings, log: AccessLog | None = None) -> Starlette:
     async def metrics_page(request: Request) -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    middleware = [Middleware(Frame, settings=settings, metrics=metrics, log=log or AccessLog())]
-    if settings.cors_origins:
-        cors: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), **cors))
-    app = Starlette(
+    log = log or AccessLog()
+
+    def around(app: ASGIApp) -> ASGIApp:
+        framed: ASGIApp = Frame(app, settings, metrics, log)
+        if settings.cors_origins:
+            return CORSMiddleware(framed, settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+        return framed
+
+    pages = Starlette(
         routes=[
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
-            Route("/v1/chat/completions", Generate("chat", settings, metrics, running)),
-            Route("/v1/completions", Generate("completions", settings, metrics, running)),
             Route("/health", health),
             Route("/live", live),
             Route("/metrics", metrics_page),
             Mount("/", StaticFiles(directory=STATIC, html=True)),
         ],
-        middleware=middleware,
+        middleware=[Middleware(around)],
         exception_handlers={HTTPException: _reraise},
         lifespan=lifespan,
     )
-    app.state.running = running
-    return app
+    return Gateway(
+        {
+            "/v1/chat/completions": around(Generate("chat", settings, metrics, running)),
+            "/v1/completions": around(Generate("completions", settings, metrics, running)),
+        },
+        pages,
+        running,
+    )
 
 
 async def _reraise(request: Request, error: Exception) -> Response:

@@ -1,6 +1,5 @@
 """The `mixtral-gateway` command."""
 
-import asyncio
 import logging
 import os
 import socket
@@ -114,7 +113,7 @@ def main(
     shown = f"[{host}]" if ":" in host else host
     server = GatewayServer(create_app(settings), host, bound, drain)
     click.echo(f"listening: http://{shown}:{bound}")
-    asyncio.run(server.serve([listening]))
+    server.run([listening])
     sys.exit(INTERRUPTED if server.interrupted else 0)
 
 

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from mixtral_client import Chunk, MixtralClientError, Result, ServerUnreachable
+from mixtral_client.idle_timer import IdleTimer
 from mixtral_gateway.access_log import Record
 from mixtral_gateway.answers import Answers, ChatAnswers, CompletionAnswers, check_finish
 from mixtral_gateway.backend import Backend
@@ -71,42 +72,46 @@ class Generate:
         job = read_job(self._endpoint, body, self._settings)
         record: Record = scope["record"]
         record.stream, record.choices = job.stream, job.choices
-        exchange = _Exchange(job, scope["state"]["backend"], self._settings, self._metrics, record, send)
-        work = asyncio.create_task(exchange.run())
-        left = asyncio.create_task(_left(receive))
-        self._running.add(work)
+        own = asyncio.current_task()
+        assert own is not None
+        reader = IdleTimer(self._settings.idle_timeout_s, own.cancel)
+        exchange = _Exchange(job, scope["state"]["backend"], self._metrics, record, send, reader)
+        leaving = asyncio.create_task(_cancel_when_left(receive, own))
+        self._running.add(own)
         try:
             with self._metrics.running.track_inprogress():
-                await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-                if not work.done():
-                    raise ClientLeft
-                if work.cancelled():
-                    await exchange.fail(unavailable(_STOPPING))
-                else:
-                    work.result()
+                await exchange.run()
+        except asyncio.CancelledError:
+            own.uncancel()
+            if leaving.done() or reader.expired:
+                raise ClientLeft from None
+            if not self._running.aborted:
+                raise
+            await exchange.fail(unavailable(_STOPPING))
         finally:
-            left.cancel()
-            work.cancel()
-            await asyncio.wait({work})
+            leaving.cancel()
+            reader.close()
 
 
-async def _left(receive: Receive) -> None:
+async def _cancel_when_left(receive: Receive, task: asyncio.Task[Any]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    task.cancel()
 
 
 class _Exchange:
     """The answer to one request."""
 
     def __init__(
-        self, job: Job, backend: Backend, settings: Settings, metrics: Metrics, record: Record, send: Send
+        self, job: Job, backend: Backend, metrics: Metrics, record: Record, send: Send, reader: IdleTimer
     ) -> None:
+        """reader: runs while the client does not take what is sent."""
         self._job = job
         self._backend = backend
-        self._settings = settings
         self._metrics = metrics
         self._record = record
         self._send_message = send
+        self._reader = reader
         self._begun = time.perf_counter()
         self._started = False  # whether the client has a status
 
@@ -170,7 +175,7 @@ class _Exchange:
         await self._send(body, more=False)
 
     def _seen(self, answers: Answers, choice: int, chunk: Chunk) -> None:
-        self._metrics.events.inc()
+        self._metrics.events += 1
         if self._record.ttft_s is None:
             self._record.ttft_s = time.perf_counter() - self._begun
             self._metrics.first.observe(self._record.ttft_s)
@@ -188,9 +193,6 @@ class _Exchange:
 
     async def _send(self, body: bytes, *, more: bool = True) -> None:
         """Waits while the reader lags; one that takes nothing for the idle timeout counts as gone."""
-        message: dict[str, Any] = {"type": "http.response.body", "body": body, "more_body": more}
-        try:
-            async with asyncio.timeout(self._settings.idle_timeout_s):
-                await self._send_message(message)
-        except TimeoutError:
-            raise ClientLeft from None
+        self._reader.begin()
+        await self._send_message({"type": "http.response.body", "body": body, "more_body": more})
+        self._reader.end()

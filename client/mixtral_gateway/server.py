@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import uvicorn
-from starlette.applications import Starlette
 
-from mixtral_gateway.generate import Running
+from mixtral_gateway.app import Gateway
+from mixtral_gateway.connection import Connection
 
 INTERRUPTED = 130
 _LAST_WORDS_S = 2.0  # for the error events of aborted requests
@@ -19,12 +19,13 @@ class GatewayServer(uvicorn.Server):
     """At the first signal new requests are refused with 503 while the running ones go on, for at most the drain time;
     at a second one these end with an error at once."""
 
-    def __init__(self, app: Starlette, host: str, port: int, drain_s: float) -> None:
+    def __init__(self, app: Gateway, host: str, port: int, drain_s: float) -> None:
         config = uvicorn.Config(
             app,
             host=host,
             port=port,
-            http="h11",  # limits the size of headers, which httptools does not
+            http=Connection,
+            loop="uvloop",
             ws="none",
             log_config=None,
             access_log=False,
@@ -32,7 +33,7 @@ class GatewayServer(uvicorn.Server):
             timeout_graceful_shutdown=int(_LAST_WORDS_S),
         )
         super().__init__(config)
-        self._running: Running = app.state.running
+        self._running = app.running
         self._drain_s = drain_s
         self._draining: asyncio.Task[None] | None = None
         self.interrupted = False

@@ -1,5 +1,7 @@
 """A client that leaves cancels the generation; a gateway that stops lets requests end, for a while."""
 
+import asyncio
+import gc
 import socket
 import time
 from typing import Any
@@ -8,6 +10,8 @@ import httpx
 import pytest
 from gateway_thread import RunningGateway
 from scripted_server import ScriptedServer, answer, hang
+
+from mixtral_gateway.connection import Connection
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 
@@ -41,6 +45,28 @@ def test_leaving_before_anything_was_answered_cancels_it(
     wait_for_status(gateway, 499)
 
 
+def unfinished_tasks() -> int:
+    return sum(isinstance(one, asyncio.Task) and not one.done() for one in gc.get_objects())
+
+
+def test_departed_clients_leave_no_task(gateway: RunningGateway, triton: ScriptedServer) -> None:
+    triton.play(answer("Once"), hang())
+
+    def leave(body: dict[str, Any]) -> None:
+        with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body) as streamed:
+            next(streamed.iter_lines())
+
+    leave(CHAT | {"stream": True})
+    wait_for_status(gateway, 499)
+    before = unfinished_tasks()
+    for choices in (1, 2, 5) * 5:
+        leave(CHAT | {"stream": True, "n": choices})
+    deadline = time.monotonic() + 20
+    while (left := unfinished_tasks()) > before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def test_a_connection_that_breaks_off_in_its_body_is_let_go(gateway: RunningGateway) -> None:
     host, port = gateway.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
@@ -49,6 +75,31 @@ def test_a_connection_that_breaks_off_in_its_body_is_let_go(gateway: RunningGate
             b'Content-Length: 999\r\n\r\n{"model":'
         )
     wait_for_status(gateway, 499)
+
+
+def test_a_long_header_is_refused_however_it_arrives(gateway: RunningGateway) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Filler: " + b"a" * 70_000 + b"\r\n\r\n"
+    for size in (10_000, len(request)):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            for start in range(0, len(request), size):
+                connection.sendall(request[start : start + size])
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost:", b"GET /live HTTP/1.1\r\nHost: x\r\n\r\nGET"])
+def test_a_connection_that_never_ends_its_headers_is_closed(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """The last one has had an answer before."""
+    monkeypatch.setattr(Connection, "headers_s", 0.5)
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(said)
+        while connection.recv(1000):
+            pass
+        connection.settimeout(0)
+        assert connection.recv(1) == b""
 
 
 def test_endless_headers_are_refused(gateway: RunningGateway) -> None:

@@ -1,6 +1,5 @@
 """The gateway in this process, on a real port, for tests that look at its HTTP."""
 
-import asyncio
 import contextlib
 import io
 import json
@@ -33,7 +32,7 @@ def running_gateway(settings: Settings) -> Iterator[RunningGateway]:
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     server = GatewayServer(create_app(settings, AccessLog(log)), "127.0.0.1", port, settings.drain_s)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread = threading.Thread(target=lambda: server.run([listening]))
     thread.start()
     try:
         yield RunningGateway(f"http://127.0.0.1:{port}", log)

@@ -6,6 +6,7 @@ It imports nothing but that client, since it also runs in an environment that ha
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -20,11 +21,12 @@ def converse(client: openai.OpenAI) -> dict[str, Any]:
     text = client.completions.create(
         model="mixtral", prompt="Once upon a time", max_tokens=5, temperature=0, echo=True, logprobs=1
     )
-    try:
-        client.completions.create(model="mixtral", prompt="Once", temperature=900)
-        refusal = None
-    except openai.BadRequestError as error:
-        refusal = [error.status_code, error.param, error.type]
+    refusals = [
+        refusal(lambda: client.completions.create(model="mixtral", prompt="Once", temperature=900)),
+        refusal(lambda: client.completions.create(model="another", prompt="Once")),
+        refusal(lambda: client.chat.completions.create(**ask, extra_body={"no_such_field": 1})),
+        refusal(lambda: client.with_options(api_key="a-wrong-key-of-somebody").models.list()),
+    ]
     left = client.completions.create(
         model="mixtral", prompt="Once", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
     )
@@ -40,15 +42,31 @@ def converse(client: openai.OpenAI) -> dict[str, Any]:
         "usage": streamed[-1].usage.total_tokens if streamed[-1].usage else None,
         "text": text.choices[0].text,
         "tokens": text.choices[0].logprobs.tokens if text.choices[0].logprobs else None,
-        "refusal": refusal,
+        "refusals": refusals,
     }
+
+
+def refusal(call: Callable[[], object]) -> list[Any] | None:
+    """The status and what the error object says; None when there is none."""
+    try:
+        call()
+    except openai.APIStatusError as error:
+        return [type(error).__name__, error.status_code, error.type, error.param, error.code]
+    return None
 
 
 async def many(url: str, key: str) -> list[str]:
     async with openai.AsyncOpenAI(base_url=url, api_key=key) as client:
         ask: dict[str, Any] = {"model": "mixtral", "prompt": "Once upon a time", "max_tokens": 5, "temperature": 0}
-        answers = await asyncio.gather(*(client.completions.create(**ask) for _ in range(64)))
-        return sorted({answer.choices[0].text for answer in answers})
+
+        async def one(stream: bool) -> str:
+            if not stream:
+                return str((await client.completions.create(**ask)).choices[0].text)
+            return "".join(
+                [event.choices[0].text async for event in await client.completions.create(**ask, stream=True)]
+            )
+
+        return sorted(set(await asyncio.gather(*(one(index % 2 == 0) for index in range(64)))))
 
 
 if __name__ == "__main__":
