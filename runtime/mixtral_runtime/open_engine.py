@@ -10,6 +10,7 @@ from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.injection import import_injected
 from mixtral_runtime.manifest import Manifest
 from mixtral_runtime.pytorch.engine import PyTorchEngine
+from mixtral_runtime.pytorch.settings import PyTorchSettings
 from mixtral_runtime.tensorrt_llm.engine import TensorRtLlmEngine
 from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 
@@ -22,13 +23,15 @@ def open_engine(
     *,
     device: str = "auto",
     activation_dtype: str | None = None,
+    pytorch: PyTorchSettings | None = None,
     tensorrt_llm: TensorRtLlmSettings | None = None,
 ) -> Engine:
     """Checks the manifest and the files' sizes, then loads.
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where there is one and the engine was not built for the
     CPU. activation_dtype: float16, bfloat16 or float32, for the PyTorch runtime; None is the checkpoint's.
-    tensorrt_llm: for that runtime, None is the defaults; it runs on a GPU and with the activations it was built for.
+    pytorch, tensorrt_llm: of these runtimes, None is the defaults. TensorRT-LLM runs on a GPU and with the activations
+    it was built for.
     A runtime written as `package.module:factory` is imported and called as `factory(engine_dir, manifest)`.
     Raises InvalidArgument for an argument that cannot be, CheckpointError when the directory is not a sound engine for
     this machine.
@@ -50,7 +53,7 @@ def open_engine(
         known = ", ".join(str(name) for name in ACTIVATION_DTYPES if name)
         raise InvalidArgument(f"activation_dtype is {activation_dtype}, it must be one of {known}")
     dtype = ACTIVATION_DTYPES[activation_dtype]
-    return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype)
+    return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype, pytorch)
 
 
 def _device(device: str, built_for: str) -> torch.device:

@@ -1,6 +1,4 @@
-"""The paged KV cache: which block belongs to which sequence, and the tensor that holds the blocks."""
-
-from collections import deque
+"""The paged KV cache: the tensor that holds the blocks, and how many there are."""
 
 import torch
 from torch import Tensor
@@ -14,33 +12,6 @@ from mixtral_runtime.plan import TOKENS_PER_BLOCK, blocks_for, kv_budget, kv_byt
 
 BLOCK_SIZE = TOKENS_PER_BLOCK  # a multiple of the attention's tile, so that no tile needs half a block
 GIB = 2**30
-
-
-class BlockPool:
-    """Block numbers only. A block is free or owned by exactly one sequence."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = deque(range(total))
-        self._owner: dict[int, int] = {}
-
-    @property
-    def free(self) -> int:
-        return len(self._free)
-
-    def allocate(self, owner: int, count: int) -> list[int]:
-        assert 0 < count <= len(self._free), f"{count} blocks asked, {len(self._free)} are free"
-        blocks = [self._free.popleft() for _ in range(count)]
-        for block in blocks:
-            assert block not in self._owner
-            self._owner[block] = owner
-        return blocks
-
-    def release(self, owner: int, blocks: list[int]) -> None:
-        for block in blocks:
-            assert self._owner.pop(block) == owner, f"block {block} is not owned by sequence {owner}"
-            self._free.append(block)
-        assert len(self._free) + len(self._owner) == self.total
 
 
 class KvCache:

@@ -95,9 +95,12 @@ def _wants_log_probs(result: StepResult) -> bool:
 
 
 def _prompt_log_probs(model: MixtralModel, hidden: Tensor, work: Work) -> list[float]:
-    """hidden: [length, hidden], whose row i predicts the token after it. Only prompt tokens are looked up."""
+    """hidden: [length, hidden], whose row i predicts the token after it. Only prompt tokens are looked up, and after a
+    preemption only those that were not before."""
     sequence = work.sequence
-    targets = sequence.request.prompt_ids[sequence.computed + 1 : sequence.computed + 1 + work.length]
+    start = max(sequence.computed, len(sequence.prompt_log_probs))
+    hidden = hidden[start - sequence.computed :]
+    targets = sequence.request.prompt_ids[start + 1 : sequence.computed + 1 + work.length]
     found: list[float] = []
     for start in range(0, len(targets), LOGITS_ROWS):
         chunk = torch.tensor(targets[start : start + LOGITS_ROWS], device=model.device)
