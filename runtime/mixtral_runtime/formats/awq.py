@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
 from mixtral_runtime.formats.int4 import GROUP_SIZE, check_shape, pack, quantize_groups, scale_groups, unpack
 
@@ -90,3 +90,6 @@ class Awq:
             tensors["weights_scaling_factor"].to(dtype),
             tensors["prequant_scaling_factor"].to(dtype),
         )
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        return None

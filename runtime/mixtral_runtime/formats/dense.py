@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 
 ROWS_PER_TILE = 16
 
@@ -57,3 +57,6 @@ class Dense:
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         return DenseLinear(tensors["weight"].to(dtype))
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        return None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
 
 E4M3 = torch.float8_e4m3fn
@@ -112,3 +112,6 @@ class Fp8:
             tensors["weights_scaling_factor"].reshape(()),
             tensors["activation_scaling_factor"].reshape(()),
         )
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        return None

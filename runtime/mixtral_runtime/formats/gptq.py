@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
 from mixtral_runtime.formats.int4 import GROUP_SIZE, LOWEST, check_shape, pack, scale_groups, unpack
 
@@ -96,3 +96,6 @@ class Gptq:
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         return GptqLinear(tensors["weight"], tensors["weights_scaling_factor"], tensors["zero"], dtype)
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        return None

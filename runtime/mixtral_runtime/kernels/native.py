@@ -38,7 +38,7 @@ def load_kernels() -> str | None:
     library = cache_folder() / f"{_key()}.so"
     try:
         if library.is_file():
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         else:
             _build(library)
     except (OSError, RuntimeError) as error:
@@ -80,7 +80,7 @@ def _build(library: Path) -> None:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if library.is_file():
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
             return
         for leftover in library.parent.glob(f"{library.stem}.building-*"):
             shutil.rmtree(leftover, ignore_errors=True)

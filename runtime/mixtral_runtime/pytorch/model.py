@@ -133,6 +133,6 @@ def load_layer(weights: WeightLoader, prefix: str) -> Layer:
         dense=weights.linear(f"{prefix}.attention.dense"),
         post_layernorm=weights.norm(f"{prefix}.post_layernorm"),
         router=weights.dense(f"{prefix}.mlp.router", torch.float32),
-        experts=Experts(weights.experts(f"{prefix}.mlp.fc"), weights.experts(f"{prefix}.mlp.proj")),
+        experts=weights.experts(f"{prefix}.mlp"),
         kv_scale=weights.kv_scale(f"{prefix}.attention"),
     )

@@ -4,9 +4,22 @@
 #include <omp.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cstdint>
+
 namespace mixtral {
 
-// For `#pragma omp parallel num_threads(...)`. 1 inside a parallel region.
-inline int threads() { return omp_in_parallel() ? 1 : int(torch::stable::get_num_threads()); }
+inline int threads() { return int(torch::stable::get_num_threads()); }
+
+// task(i) for 0 <= i < count, in any order on any thread; the results must not depend on which.
+template <class Task>
+void for_each(int64_t count, const Task& task) {
+    const int team = threads();
+    if (count <= 1 || team == 1 || omp_in_parallel()) {
+        for (int64_t i = 0; i < count; ++i) task(i);
+        return;
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+    for (int64_t i = 0; i < count; ++i) task(i);
+}
 
 }  // namespace mixtral

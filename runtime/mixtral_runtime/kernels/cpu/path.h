@@ -1,6 +1,7 @@
-// Which instructions a kernel may use. A function that uses more than x86-64's common ones stands between
-// `#pragma GCC push_options`, `#pragma GCC target(AVX2)` and `pop_options`, after all #include lines: an inline function
-// of a header, compiled with AVX-512, could replace the common one in the whole library.
+// Which instructions a kernel may use.
+//
+// A function that uses more than x86-64's common ones stands between MIXTRAL_BEGIN_... and MIXTRAL_END, after all #include
+// lines: an inline function of a header, compiled for AVX-512, could replace the common one in the whole library.
 #pragma once
 
 namespace mixtral {
@@ -13,6 +14,11 @@ Path path();
 
 }  // namespace mixtral
 
-#define MIXTRAL_AVX2 "avx2,fma,f16c"
-#define MIXTRAL_AVX512 MIXTRAL_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
-#define MIXTRAL_AMX MIXTRAL_AVX512 ",avx512bf16,avx512fp16,amx-tile,amx-int8,amx-bf16"
+#define MIXTRAL_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
+#define MIXTRAL_BEGIN_AVX512 \
+    _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\")")
+// The tiles' own instructions are in amx.h and need no permission.
+#define MIXTRAL_BEGIN_AMX \
+    _Pragma("GCC push_options") _Pragma( \
+        "GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512fp16\")")
+#define MIXTRAL_END _Pragma("GCC pop_options")
