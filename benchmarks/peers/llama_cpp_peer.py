@@ -19,8 +19,9 @@ COMPILER = Path(llama_cpp.__file__).with_name("compiler.txt")  # `install.sh` wr
 
 class LlamaCpp:
     def __init__(self, settings: Settings) -> None:
-        path = settings.folder / "model.gguf"
-        gguf_model.write(settings.model, path)
+        path = settings.weights or settings.folder / "model.gguf"
+        if settings.weights is None:
+            gguf_model.write(settings.model, path)
         # Kept alive with the object: the library calls it back. Its log would drown the figures.
         self._silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._silence, None)
