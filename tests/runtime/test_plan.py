@@ -136,7 +136,7 @@ def test_the_kv_cache_takes_what_is_planned(config: CheckpointConfig, kv_cache: 
     config = with_precision(config, "16bit", kv_cache)
     scales = torch.ones(config.num_hidden_layers) if kv_cache == "fp8" else None
     cache = KvCache(config, 3, torch.device("cpu"), config.torch_dtype, scales)
-    storage = cache._storage
+    storage = cache.storage
     assert storage.numel() * storage.itemsize == 3 * TOKENS_PER_BLOCK * model_size(config).kv_bytes_per_token
 
 
