@@ -18,6 +18,7 @@ from mixtral_runtime.manifest import Manifest, ModelInfo
 from mixtral_runtime.pytorch.block_pool import BlockPool
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, KvCache, cache_dtype, plan_blocks
 from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 from mixtral_runtime.pytorch.settings import PyTorchSettings
@@ -54,6 +55,7 @@ class PyTorchEngine:
         )
         self._model: MixtralModel | None = model
         self._cache: KvCache | None = model.new_cache(blocks)
+        self._sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
         self._vocab_size = model.config.vocab_size
         self._limits = limits
         self._scheduler = Scheduler(limits, BlockPool(blocks, reuse=settings.kv_cache_block_reuse))
@@ -160,7 +162,7 @@ class PyTorchEngine:
             while work := self._next_work():
                 assert self._model is not None
                 assert self._cache is not None
-                results = run_step(self._model, self._cache, work)
+                results = run_step(self._model, self._cache, self._sampler, work)
                 with self._lock:
                     self._commit(results)
         except Exception:

@@ -7,7 +7,6 @@ from mixtral_runtime.engine import Counts, FinishReason, Output, Request, TopLog
 from mixtral_runtime.errors import MixtralError
 from mixtral_runtime.pytorch.block_pool import block_key
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
-from mixtral_runtime.pytorch.sampler import Constraints
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +20,6 @@ class Sequence:
     request: Request
     deadline: float | None
     tokens: list[int] = field(init=False)
-    constraints: Constraints = field(init=False)
     computed: int = 0
     counted: int = 0
     block_ids: list[int] = field(default_factory=list)
@@ -38,7 +36,6 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
-        self.constraints = Constraints.of(self.request)
 
     @property
     def prompt_len(self) -> int:
