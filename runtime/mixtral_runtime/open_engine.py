@@ -1,5 +1,7 @@
 """From an engine directory to a running engine, whichever runtime its manifest names."""
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from mixtral_runtime.engine import Engine
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.injection import import_injected
 from mixtral_runtime.manifest import Manifest
+from mixtral_runtime.process_memory import process_memory
 from mixtral_runtime.pytorch.engine import PyTorchEngine
 from mixtral_runtime.pytorch.settings import PyTorchSettings
 from mixtral_runtime.tensorrt_llm.engine import TensorRtLlmEngine
@@ -16,6 +19,8 @@ from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 
 ACTIVATION_DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 REBUILD = "build the engine for this machine with `mixtral-build engine CHECKPOINT_DIR ENGINE_DIR`"
+
+logger = logging.getLogger(__name__)
 
 
 def open_engine(
@@ -26,7 +31,7 @@ def open_engine(
     pytorch: PyTorchSettings | None = None,
     tensorrt_llm: TensorRtLlmSettings | None = None,
 ) -> Engine:
-    """Checks the manifest and the files' sizes, then loads.
+    """Checks the manifest and the files' sizes, loads, and logs what that took.
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where there is one and the engine was not built for the
     CPU. activation_dtype: float16, bfloat16 or float32, for the PyTorch runtime; None is the checkpoint's.
@@ -36,7 +41,19 @@ def open_engine(
     Raises InvalidArgument for an argument that cannot be, CheckpointError when the directory is not a sound engine for
     this machine.
     """
-    engine_dir = Path(engine_dir)
+    begun = time.perf_counter()
+    engine = _open(Path(engine_dir), device, activation_dtype, pytorch, tensorrt_llm)
+    logger.info("the engine was loaded in %.2f s; memory: %s", time.perf_counter() - begun, process_memory())
+    return engine
+
+
+def _open(
+    engine_dir: Path,
+    device: str,
+    activation_dtype: str | None,
+    pytorch: PyTorchSettings | None,
+    tensorrt_llm: TensorRtLlmSettings | None,
+) -> Engine:
     manifest = Manifest.load(engine_dir)
     manifest.check_files(engine_dir)
     if ":" in manifest.runtime:

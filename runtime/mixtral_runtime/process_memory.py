@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 
 STATUS = Path("/proc/self/status")
-KIB = 1024
+KIB, GB = 1024, 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,10 @@ class ProcessMemory:
     anonymous: int
     mapped: int
     peak: int
+
+    def __str__(self) -> str:
+        own, mapped, peak = (f"{size / GB:.2f} GB" for size in (self.anonymous, self.mapped, self.peak))
+        return f"{own} of its own, {mapped} of mapped files, {peak} at most so far"
 
 
 def process_memory() -> ProcessMemory:
