@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 FEW, MANY = 128, 1024  # candidates; no top_k is above MANY
+CACHED_ROWS = 8  # at once on a CPU: 2 MB of probabilities of a vocabulary of 32,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Filters:
     top_p: Tensor
     min_p: Tensor
 
-    def __getitem__(self, rows: Tensor) -> "Filters":
+    def __getitem__(self, rows: Tensor | slice) -> "Filters":
         return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows])
 
 
@@ -41,33 +42,41 @@ def best(logits: Tensor) -> Tensor:
 
 def draw_bounded(logits: Tensor, filters: Filters, uniform: Tensor, width: int) -> Tensor:
     """Every row has a top_k, of at most `width`."""
-    values = logits.topk(min(width, logits.shape[1])).values
+    values, token_ids = logits.topk(min(width, logits.shape[1]))
     rank = torch.arange(values.shape[1], device=logits.device)
     scaled = (values.double() / filters.temperature).masked_fill(rank >= filters.top_k, float("-inf"))
     chosen, _ = _choose(scaled.softmax(dim=-1), filters, uniform, everything=True)
-    return _token_at(logits, values, chosen)
+    return _token_at(logits, values, token_ids, chosen)
 
 
 def draw_unbounded(logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
-    """No row has a top_k. Rows that the best FEW candidates do not decide go on to MANY, and then to all."""
-    vocab = logits.shape[1]
-    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    left = torch.arange(len(logits), device=logits.device)
+    """No row has a top_k. All are sorted where the best FEW tokens of a row do not decide."""
+    size = CACHED_ROWS if logits.is_cpu else len(logits)
+    parts = []
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        parts.append(_draw_unbounded(logits[rows], filters[rows], uniform[rows]))
+    return torch.cat(parts)
+
+
+def _draw_unbounded(logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
+    if logits.shape[1] <= FEW:
+        return _draw_sorted(logits, filters, uniform)
     probs = (logits.double() / filters.temperature).softmax(dim=-1)  # [rows, vocab]
-    for width in (FEW, MANY):
-        if width >= vocab or not len(left):
-            break
-        values, token_ids = logits.topk(width)
-        chosen, decided = _choose(probs.gather(1, token_ids), filters, uniform)
-        tokens[left] = _token_at(logits, values, chosen)
-        if decided.all():
-            return tokens
-        rest = (~decided).nonzero()[:, 0]
-        left, logits, probs, filters, uniform = left[rest], logits[rest], probs[rest], filters[rest], uniform[rest]
+    values, token_ids = logits.topk(FEW)
+    chosen, decided = _choose(probs.gather(1, token_ids), filters, uniform)
+    tokens = _token_at(logits, values, token_ids, chosen)
+    rest = (~decided).nonzero()[:, 0]
+    if len(rest):
+        tokens[rest] = _draw_sorted(logits[rest], filters[rest], uniform[rest])
+    return tokens
+
+
+def _draw_sorted(logits: Tensor, filters: Filters, uniform: Tensor) -> Tensor:
     values = _sorted(logits)
     chosen, _ = _choose((values.double() / filters.temperature).softmax(dim=-1), filters, uniform, everything=True)
-    tokens[left] = _token_at(logits, values, chosen)
-    return tokens
+    value = values.gather(1, chosen)
+    return _equal_at(logits, value, chosen - (values > value).sum(dim=-1, keepdim=True))
 
 
 def _choose(probs: Tensor, filters: Filters, uniform: Tensor, *, everything: bool = False) -> tuple[Tensor, Tensor]:
@@ -90,15 +99,25 @@ def _choose(probs: Tensor, filters: Filters, uniform: Tensor, *, everything: boo
     return torch.minimum(chosen, count - 1), final[:, 0]
 
 
-def _token_at(logits: Tensor, values: Tensor, rank: Tensor) -> Tensor:
-    """The token of a rank ([rows, 1]) among all tokens, best first, equals by their ids. values: [rows, width] float32,
-    the best logits in order."""
+def _token_at(logits: Tensor, values: Tensor, token_ids: Tensor, rank: Tensor) -> Tensor:
+    """The token of a rank ([rows, 1]) among all tokens, best first, equals by their ids -> [rows] int64. values and
+    token_ids: [rows, width], the best logits in order, but equals in any, and only some of those that equal the last.
+    """
     value = values.gather(1, rank)
-    equals_before = rank - (values > value).sum(dim=-1, keepdim=True)  # [rows, 1]
+    number = rank - (values > value).sum(dim=-1, keepdim=True)
+    equals = token_ids.masked_fill(values != value, logits.shape[1]).sort(dim=-1).values
+    tokens = equals.gather(1, number)[:, 0]
+    last = (value == values[:, -1:])[:, 0].nonzero()[:, 0]
+    if len(last):
+        tokens[last] = _equal_at(logits[last], value[last], number[last])
+    return tokens
+
+
+def _equal_at(logits: Tensor, value: Tensor, number: Tensor) -> Tensor:
+    """Of the tokens with this value, in order of their ids, the one of this number. value, number: [rows, 1]."""
     places = (logits == value).nonzero()  # [at least one per row, 2]: row and token id, in order
-    rows = torch.arange(len(logits), device=logits.device)
-    first = torch.searchsorted(places[:, 0].contiguous(), rows)
-    return places[first + equals_before[:, 0], 1]
+    first = torch.searchsorted(places[:, 0].contiguous(), torch.arange(len(logits), device=logits.device))
+    return places[first + number[:, 0], 1]
 
 
 def _sorted(logits: Tensor) -> Tensor:
