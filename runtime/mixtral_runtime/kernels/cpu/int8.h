@@ -27,7 +27,7 @@ struct Matrix {
 struct Activations {
     int8_t* data;
     float* scales;  // [rows]
-    int64_t* sums;  // [rows] of q
+    int64_t* sums;  // [rows] of q, for AVX-512 alone
     int64_t in;
     int planes;
 

@@ -17,8 +17,9 @@ float activation_scale(float amax, int planes, float& inverse);
 namespace {
 
 constexpr int64_t TILE_BYTES = 1024;
-constexpr int64_t AHEAD = 8 * STEP;      // how far before its use a weight is asked for
-constexpr int64_t BLOCK_IN = 1024;       // of `in`: one group's activations stay in the first-level cache
+constexpr int64_t AHEAD = 8 * STEP;  // how far before its use a weight is asked for
+constexpr int64_t BLOCK_IN = 1024;   // of `in`: one group's activations stay in the first-level cache
+constexpr int64_t FEW = 3;           // groups of tokens
 
 // In place, 16 vectors of 16 values.
 inline void transpose(__m512i (&v)[16]) {
@@ -163,28 +164,41 @@ inline void prefetch(const int8_t* weight, int64_t stride) {
     for (int64_t r = 0; r < BLOCKS * TILE; ++r) _mm_prefetch((const char*)(weight + r * stride), _MM_HINT_T0);
 }
 
-// Adds from <= k < to of `in` for the rows from `n` on and one tile of tokens to the tile registers.
-// ahead: what is asked for at k is what lies there; null for nothing.
+// Adds from <= k < to of `in` for the rows from `n` on and one tile of tokens to the tile registers. next: the rows after
+// them, which are asked for when these end; null for nothing.
 template <int PLANES, int BLOCKS>
-inline void multiply_span(const Matrix& w, int64_t n, int64_t rows, const int8_t* x, int64_t from, int64_t to,
-                          bool fetch, const int8_t* next) {
+inline void multiply_span(const Matrix& w, int64_t n, int64_t rows, const int8_t* x, bool fetch, const int8_t* next) {
     const int8_t* weight = w.values + n * w.in;
-    const int64_t whole = rows < BLOCKS * TILE ? from : to / STEP * STEP;
-    x += from * PLANES * TILE;
-    int64_t k = from;
+    const int64_t whole = rows < BLOCKS * TILE ? 0 : w.in / STEP * STEP;
+    int64_t k = 0;
     for (; k < whole; k += STEP, x += PLANES * TILE_BYTES) {
         if (fetch) {
-            if (k + AHEAD < to)
+            if (k + AHEAD < w.in)
                 prefetch<BLOCKS>(weight + k + AHEAD, w.in);
             else if (next != nullptr)
-                prefetch<BLOCKS>(next + k + AHEAD - to, w.in);
+                prefetch<BLOCKS>(next + k + AHEAD - w.in, w.in);
         }
         multiply_step<PLANES, BLOCKS>(weight + k, w.in, x);
     }
-    for (; k < to; k += STEP, x += PLANES * TILE_BYTES) {
+    for (; k < w.in; k += STEP, x += PLANES * TILE_BYTES) {
         alignas(64) int8_t part[BLOCKS * TILE * STEP];
-        copy_part<BLOCKS>(weight + k, w.in, rows, to - k < STEP ? to - k : STEP, part);
+        copy_part<BLOCKS>(weight + k, w.in, rows, w.in - k < STEP ? w.in - k : STEP, part);
         multiply_step<PLANES, BLOCKS>(part, STEP, x);
+    }
+}
+
+// from <= k < to of `rows` rows as consecutive tiles: rows that are a power of two apart displace each other in the
+// cache, and are not fetched in advance.
+template <int BLOCKS>
+void pack_weights(const int8_t* weight, int64_t stride, int64_t rows, int64_t from, int64_t to, int8_t* packed) {
+    for (int64_t k = from; k < to; k += STEP, packed += BLOCKS * TILE_BYTES) {
+        if (rows < BLOCKS * TILE || to - k < STEP) {
+            copy_part<BLOCKS>(weight + k, stride, rows, to - k < STEP ? to - k : STEP, packed);
+            continue;
+        }
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < BLOCKS * TILE; ++r)
+            _mm512_store_si512(packed + r * STEP, _mm512_loadu_si512(weight + r * stride + k));
     }
 }
 
@@ -204,11 +218,13 @@ void write(const Matrix& w, int64_t begin, int64_t n, int64_t rows, const int32_
         if (here <= 0) return;
         __m512i y[TILE];
         for (int64_t r = 0; r < TILE; ++r) {
-            __m512d low = _mm512_setzero_pd(), high = low;
+            __m512d low, high;  // the sums of both halves of the tokens
             for (int p = 0; p < PLANES; ++p) {
-                const __m512i part = _mm512_load_si512(sums + (block * PLANES + p) * 256 + r * TILE);
-                low = _mm512_fmadd_pd(low, _mm512_set1_pd(256), _mm512_cvtepi32_pd(_mm512_castsi512_si256(part)));
-                high = _mm512_fmadd_pd(high, _mm512_set1_pd(256), _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(part, 1)));
+                const auto* part = (const __m256i*)(sums + (block * PLANES + p) * 256 + r * TILE);
+                const __m512d first = _mm512_cvtepi32_pd(_mm256_load_si256(part));
+                const __m512d second = _mm512_cvtepi32_pd(_mm256_load_si256(part + 1));
+                low = p == 0 ? first : _mm512_fmadd_pd(low, _mm512_set1_pd(256), first);
+                high = p == 0 ? second : _mm512_fmadd_pd(high, _mm512_set1_pd(256), second);
             }
             const __m512 sum = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
             const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(r < here ? w.scales[n + r] : 0));
@@ -226,40 +242,69 @@ void write(const Matrix& w, int64_t begin, int64_t n, int64_t rows, const int32_
     }
 }
 
+// For a few tokens, which wait for the weights: each row is read once, from its start to its end.
+template <int PLANES, int BLOCKS>
+void multiply_few(const Matrix& w, int64_t begin, int64_t end, const Activations& tiles, int64_t row, int64_t tokens,
+                  const Output& out) {
+    using S = Sums<PLANES, BLOCKS>;
+    alignas(64) int32_t sums[S::SIZE];
+    for (int64_t n = begin; n < end; n += S::ROWS) {
+        const int64_t rows = end - n < S::ROWS ? end - n : S::ROWS;
+        const int8_t* next = n + S::ROWS < end ? w.values + (n + S::ROWS) * w.in : nullptr;
+        for (int64_t token = 0; token < tokens; token += TILE) {
+            zero<PLANES, BLOCKS>();
+            multiply_span<PLANES, BLOCKS>(w, n, rows, tile_at(tiles, row + token), token == 0, next);
+            save<PLANES, BLOCKS>(sums);
+            const int64_t wanted = tokens - token < TILE ? tokens - token : TILE;
+            write<PLANES, BLOCKS>(w, begin, n, rows, sums, tiles.scales + row + token, token / TILE, wanted, out);
+        }
+    }
+}
+
+// For many tokens, which wait for the tiles: blocks of both matrices that stay in the caches.
+template <int PLANES, int BLOCKS>
+void multiply_many(const Matrix& w, int64_t begin, int64_t end, const Activations& tiles, int64_t row, int64_t tokens,
+                   const Output& out) {
+    using S = Sums<PLANES, BLOCKS>;
+    const int64_t groups = (tokens + TILE - 1) / TILE, blocks = (end - begin + S::ROWS - 1) / S::ROWS;
+    constexpr int64_t PANEL = S::ROWS * BLOCK_IN;  // bytes of packed weights
+    const int64_t sums_bytes = groups * blocks * S::SIZE * 4;
+    thread_local Scratch memory;
+    auto* sums = (int32_t*)memory.bytes(sums_bytes + blocks * PANEL);
+    int8_t* packed = (int8_t*)sums + sums_bytes;
+    for (int64_t from = 0; from < w.in; from += BLOCK_IN) {
+        const int64_t to = from + BLOCK_IN < w.in ? from + BLOCK_IN : w.in;
+        const auto rows_of = [&](int64_t n) { return end - n < S::ROWS ? end - n : S::ROWS; };
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t n = begin + block * S::ROWS;
+            pack_weights<BLOCKS>(w.values + n * w.in, w.in, rows_of(n), from, to, packed + block * PANEL);
+        }
+        for (int64_t group = 0; group < groups; ++group)
+            for (int64_t block = 0; block < blocks; ++block) {
+                int32_t* at = sums + (group * blocks + block) * S::SIZE;
+                if (from == 0)
+                    zero<PLANES, BLOCKS>();
+                else
+                    restore<PLANES, BLOCKS>(at);
+                const int8_t* weight = packed + block * PANEL;
+                const int8_t* x = tile_at(tiles, row + group * TILE) + from * PLANES * TILE;
+                for (int64_t k = from; k < to; k += STEP, weight += BLOCKS * TILE_BYTES, x += PLANES * TILE_BYTES)
+                    multiply_step<PLANES, BLOCKS>(weight, STEP, x);
+                save<PLANES, BLOCKS>(at);
+                if (to < w.in) continue;
+                const int64_t n = begin + block * S::ROWS, left = tokens - group * TILE;
+                write<PLANES, BLOCKS>(w, begin, n, rows_of(n), at, tiles.scales + row + group * TILE, group,
+                                      left < TILE ? left : TILE, out);
+            }
+    }
+}
+
 template <int PLANES, int BLOCKS>
 void multiply(const Matrix& w, int64_t begin, int64_t end, const Activations& tiles, int64_t row, int64_t tokens,
               const Output& out) {
-    using S = Sums<PLANES, BLOCKS>;
-    const int64_t groups = (tokens + TILE - 1) / TILE, blocks = (end - begin + S::ROWS - 1) / S::ROWS;
-    // A few tokens wait for the weights, which are read once along their rows; many tokens for their own tiles.
-    const int64_t block_in = groups <= 2 ? w.in : BLOCK_IN;
-    thread_local Scratch memory;
-    auto* sums = (int32_t*)memory.bytes((w.in > block_in ? groups * blocks : 1) * S::SIZE * 4);
     load_tiles();
-    for (int64_t from = 0; from < w.in; from += block_in) {
-        const int64_t to = from + block_in < w.in ? from + block_in : w.in;
-        const bool first = from == 0, last = to == w.in;
-        const auto compute = [&](int64_t group, int64_t block) {
-            const int64_t n = begin + block * S::ROWS, rows = end - n < S::ROWS ? end - n : S::ROWS;
-            int32_t* at = sums + (first && last ? 0 : (group * blocks + block) * S::SIZE);
-            if (first)
-                zero<PLANES, BLOCKS>();
-            else
-                restore<PLANES, BLOCKS>(at);
-            const int8_t* next = block + 1 < blocks ? w.values + (n + S::ROWS) * w.in + from : nullptr;
-            multiply_span<PLANES, BLOCKS>(w, n, rows, tile_at(tiles, row + group * TILE), from, to, group == 0, next);
-            save<PLANES, BLOCKS>(at);
-            const int64_t wanted = tokens - group * TILE < TILE ? tokens - group * TILE : TILE;
-            if (last) write<PLANES, BLOCKS>(w, begin, n, rows, at, tiles.scales + row + group * TILE, group, wanted, out);
-        };
-        if (groups <= 2) {
-            for (int64_t block = 0; block < blocks; ++block)
-                for (int64_t group = 0; group < groups; ++group) compute(group, block);
-        } else {
-            for (int64_t group = 0; group < groups; ++group)
-                for (int64_t block = 0; block < blocks; ++block) compute(group, block);
-        }
-    }
+    const auto product = tokens <= FEW * TILE ? multiply_few<PLANES, BLOCKS> : multiply_many<PLANES, BLOCKS>;
+    product(w, begin, end, tiles, row, tokens, out);
     release_tiles();
 }
 

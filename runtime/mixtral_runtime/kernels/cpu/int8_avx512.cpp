@@ -1,12 +1,45 @@
-// int8 products of a few rows with AVX512-VNNI.
+// Quantising a row of activations, and int8 products of a few rows, with AVX512-VNNI.
 
 #include <immintrin.h>
+
+#include <cstring>
 
 #include "int8.h"
 
 MIXTRAL_BEGIN_AVX512
 
 namespace mixtral::int8 {
+
+float activation_scale(float amax, int planes, float& inverse);
+
+void quantize_row_avx512(const float* x, const Activations& out, int64_t row) {
+    const int64_t in = out.in, padded = round_up(in, STEP);
+    const auto load = [&](int64_t k) {
+        return in - k >= 16 ? _mm512_loadu_ps(x + k) : _mm512_maskz_loadu_ps(k < in ? (1 << (in - k)) - 1 : 0, x + k);
+    };
+    __m512i bits = _mm512_setzero_si512();
+    for (int64_t k = 0; k < in; k += 16)
+        bits = _mm512_max_epu32(bits, _mm512_and_si512(_mm512_castps_si512(load(k)), _mm512_set1_epi32(0x7fffffff)));
+    const uint32_t amax_bits = _mm512_reduce_max_epu32(bits);
+    float amax, inverse;
+    std::memcpy(&amax, &amax_bits, 4);
+    out.scales[row] = activation_scale(amax, out.planes, inverse);
+    const __m512 factor = _mm512_set1_ps(inverse);
+    int8_t* data = out.data + row * out.row_bytes();
+    __m512i sums = _mm512_setzero_si512();  // [8] int64
+    for (int64_t k = 0; k < padded; k += 16) {
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(k), factor));
+        sums = _mm512_add_epi64(sums, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(q)));
+        sums = _mm512_add_epi64(sums, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(q, 1)));
+        for (int plane = out.planes - 1; plane >= 0; --plane) {
+            const __m128i bytes = _mm512_cvtepi32_epi8(q);
+            _mm_storeu_si128((__m128i*)(data + plane * padded + k), bytes);
+            q = _mm512_srai_epi32(_mm512_sub_epi32(q, _mm512_cvtepi8_epi32(bytes)), 8);
+        }
+    }
+    out.sums[row] = _mm512_reduce_add_epi64(sums);
+}
+
 namespace {
 
 constexpr int64_t AHEAD = 4096;  // bytes of weights that are asked for before they are needed: the rows follow each other

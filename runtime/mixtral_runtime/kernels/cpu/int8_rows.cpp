@@ -13,6 +13,7 @@ MIXTRAL_BEGIN_AVX2
 namespace mixtral::int8 {
 
 float activation_scale(float amax, int planes, float& inverse);
+void quantize_row_avx512(const float* x, const Activations& out, int64_t row);
 
 namespace {
 
@@ -46,53 +47,45 @@ float activation_scale(float amax, int planes, float& inverse) {
     return amax / largest(planes);
 }
 
-void quantize_row(const float* x, const Activations& out, int64_t row) {
+namespace {
+
+void quantize_row_avx2(const float* x, const Activations& out, int64_t row) {
     const int64_t in = out.in, padded = round_up(in, STEP);
     const uint32_t bits = amax_bits(x, in);
     float amax, inverse;
     std::memcpy(&amax, &bits, 4);
     out.scales[row] = activation_scale(amax, out.planes, inverse);
-    int8_t* data = out.data + row * out.row_bytes();
-    int64_t sum = 0;
-    constexpr int64_t CHUNK = 256;  // a multiple of STEP
-    for (int64_t start = 0; start < padded; start += CHUNK) {
-        const int64_t size = start + CHUNK < padded ? CHUNK : padded - start;
-        const int64_t valid = start + size <= in ? size : in - start;
-        alignas(32) int32_t q[CHUNK];
-        for (int64_t k = 0; k < valid; k += 8) {
+    auto* high = (int16_t*)(out.data + row * out.row_bytes());  // for two planes the only half
+    auto* low = high + padded;
+    for (int64_t k = 0; k < padded; k += 8) {
+        __m256 values;
+        if (in - k >= 8) {
+            values = _mm256_loadu_ps(x + k);
+        } else {
             alignas(32) float part[8] = {};
-            const float* from = x + start + k;
-            if (valid - k < 8) {
-                std::memcpy(part, from, (valid - k) * 4);
-                from = part;
-            }
-            // With inverse 0 a NaN or infinity gives any q; the scale NaN makes it NaN again.
-            _mm256_store_si256((__m256i*)(q + k), _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from), _mm256_set1_ps(inverse))));
+            if (k < in) std::memcpy(part, x + k, (in - k) * 4);
+            values = _mm256_load_ps(part);
         }
-        for (int64_t k = round_up(valid, 8); k < size; ++k) q[k] = 0;
-        sum += sum_of(q, size);
-        if (path() == Path::avx2) {
-            auto* high = (int16_t*)data + start;  // for two planes the only one
-            auto* low = high + padded;
-            if (out.planes == 2) {
-                for (int64_t k = 0; k < size; ++k) high[k] = int16_t(q[k]);
-            } else {
-                for (int64_t k = 0; k < size; ++k) {
-                    low[k] = int16_t(q[k]);
-                    high[k] = int16_t((q[k] - low[k]) >> 16);
-                }
-            }
+        const __m256i integers = _mm256_cvtps_epi32(_mm256_mul_ps(values, _mm256_set1_ps(inverse)));
+        if (out.planes == 2) {
+            _mm_storeu_si128((__m128i*)(high + k), _mm_packs_epi32(_mm256_castsi256_si128(integers),
+                                                                   _mm256_extracti128_si256(integers, 1)));
             continue;
         }
-        for (int plane = out.planes - 1; plane >= 0; --plane) {
-            int8_t* bytes = data + plane * padded + start;
-            for (int64_t k = 0; k < size; ++k) {
-                bytes[k] = int8_t(q[k]);
-                q[k] = (q[k] - bytes[k]) >> 8;
-            }
+        alignas(32) int32_t q[8];
+        _mm256_store_si256((__m256i*)q, integers);
+        for (int i = 0; i < 8; ++i) {
+            low[k + i] = int16_t(q[i]);
+            high[k + i] = int16_t((q[i] - low[k + i]) >> 16);
         }
     }
-    out.sums[row] = sum;
+}
+
+}  // namespace
+
+void quantize_row(const float* x, const Activations& out, int64_t row) {
+    // Of a row with the scale NaN the integers are of no account.
+    (path() == Path::avx2 ? quantize_row_avx2 : quantize_row_avx512)(x, out, row);
 }
 
 namespace {
