@@ -29,6 +29,10 @@ READY := $(if $(VENV),$(VENV)/.ready,$(or $(MIXTRAL_READY),/tmp/mixtral-triton.r
 KERNEL_LAYOUT := $(if $(filter a100,$(GPU)),sm80,$(if $(filter h100 h200,$(GPU)),sm90))
 LAYOUT ?= $(if $(filter int8-tensorrt-llm,$(PRECISION)-$(RUNTIME)),$(KERNEL_LAYOUT))
 
+# Only what our own script has built: another compiler's may crash. The script leaves the note that is looked for.
+LLAMA_CPP = $(BIN)python3 -c 'import llama_cpp, pathlib; pathlib.Path(llama_cpp.__file__).with_name("compiler.txt").stat()' \
+	2>/dev/null || benchmarks/peers/install.sh $(BIN)python3
+
 IMAGE ?= mixtral-triton
 BUILD_FLAGS ?=
 CONTAINER_FLAGS ?=
@@ -36,7 +40,7 @@ CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
 .PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
-	bench-text bench-generator bench-quality bench-presets bench-peers bench-faults bench-aiperf clean \
+	bench-text bench-generator bench-quality bench-presets bench-peers bench-engine bench-faults bench-aiperf clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -138,6 +142,11 @@ bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench`
 	@$(BIN)python3 benchmarks/load_generator.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
 
+bench-engine: $(READY)  ## Measure the PyTorch engine on this CPU beside llama.cpp, transformers and the memory's speed.
+	@$(LLAMA_CPP)
+	@$(BIN)python3 benchmarks/engine.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
 bench-faults: $(READY)  ## Break servers in every way of the tests and write what clients saw into docs/reliability.md.
 	@$(BIN)python3 benchmarks/faults.py
 
@@ -155,7 +164,7 @@ bench-presets: $(READY)  ## Run every preset of `mixtral bench` on the served de
 	@$(BIN)python3 benchmarks/performance_page.py
 
 bench-peers: $(READY)  ## Measure our server beside transformers, llama.cpp (built on first use) and vLLM on a GPU.
-	@$(BIN)python3 -c 'import llama_cpp' 2>/dev/null || benchmarks/peers/install.sh $(BIN)python3
+	@$(LLAMA_CPP)
 	@PYTHONPATH=benchmarks $(BIN)python3 -m peers.run $(PEERS_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
 

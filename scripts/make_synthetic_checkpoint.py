@@ -1,6 +1,7 @@
-"""A Hugging Face checkpoint with Mixtral-8x7B's shapes and random weights, for measuring the build at its real sizes.
+"""A Hugging Face checkpoint with Mixtral-8x7B's shapes and random weights, for measuring at its real sizes.
 
-Sharded as the published one is, in bfloat16, the same bytes for the same seed. 2 layers have 6.3 GB.
+Sharded as the published one is, in bfloat16, the same bytes for the same seed. 2 layers have 6.3 GB; a quarter of the
+width (`--narrower 4`) and 8 layers have 0.8 billion parameters in 1.6 GB.
 """
 
 import json
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -26,7 +28,7 @@ TOKENIZER = ROOT / "models" / "tiny-mixtral"
 SHARD_BYTES = 4_900_000_000  # of the published shards
 SPREAD = 0.02  # standard deviation, the initializer_range of the published config
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
     "attention_dropout": 0.0,
     "bos_token_id": 1,
@@ -54,9 +56,18 @@ CONFIG = {
 }
 
 
-def source_specs(layers: int) -> list[TensorSpec]:
+# What shrinks with the width; the heads keep their size.
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+
+
+def model_config(layers: int, narrower: int = 1) -> dict[str, Any]:
+    """narrower: what Mixtral-8x7B's widths are divided by."""
+    return CONFIG | {"num_hidden_layers": layers} | {name: CONFIG[name] // narrower for name in WIDTHS}
+
+
+def source_specs(hf_config: dict[str, Any]) -> list[TensorSpec]:
     """Every tensor of the Hugging Face model, in the order of the forward pass."""
-    config = CheckpointConfig.from_hf(CONFIG | {"num_hidden_layers": layers})
+    config = CheckpointConfig.from_hf(hf_config)
     parts = (part for weight in weights(config) for of_expert in weight.parts for part in of_expert)
     return [replace(part, dtype=torch.bfloat16) for part in parts]
 
@@ -84,13 +95,22 @@ def values(spec: TensorSpec, seed: int) -> torch.Tensor:
     return torch.empty(spec.shape, dtype=spec.dtype).normal_(0, SPREAD, generator=generator)
 
 
+def fill_vocabulary(tokenizer: dict[str, Any], size: int) -> dict[str, Any]:
+    """A tokenizer.json with a word for every id that the model can generate: they are never the result of a merge."""
+    vocabulary = dict(tokenizer["model"]["vocab"])
+    vocabulary |= {f"▁w{i}": i for i in range(len(vocabulary), size)}
+    return tokenizer | {"model": tokenizer["model"] | {"vocab": vocabulary}}
+
+
 @click.command(help=__doc__)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.option("--layers", default=2, show_default=True, type=click.IntRange(min=1))
+@click.option("--narrower", default=1, show_default=True, type=click.Choice([1, 2, 4, 8]), help="Divides the widths.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--shard-bytes", default=SHARD_BYTES, show_default=True, type=click.IntRange(min=1))
-def main(model_dir: Path, layers: int, seed: int, shard_bytes: int) -> None:
-    specs = source_specs(layers)
+def main(model_dir: Path, layers: int, narrower: int, seed: int, shard_bytes: int) -> None:
+    config = model_config(layers, narrower)
+    specs = source_specs(config)
     shards = list(split(specs, shard_bytes))
     weight_map: dict[str, str] = {}
     with staged_directory(model_dir) as partial:
@@ -103,11 +123,12 @@ def main(model_dir: Path, layers: int, seed: int, shard_bytes: int) -> None:
             click.echo(f"{name}: {len(shard)} tensors, {sum(map(size_of, shard)) / 1e9:.2f} GB", err=True)
         index = {"metadata": {"total_size": sum(map(size_of, specs))}, "weight_map": weight_map}
         (partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        config = CONFIG | {"num_hidden_layers": layers}
         (partial / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for path in TOKENIZER.iterdir():  # a smaller vocabulary than the model's: every id of it exists
+        for path in TOKENIZER.iterdir():
             if path.name in TOKENIZER_FILES:
                 shutil.copy(path, partial / path.name)
+        tokenizer = fill_vocabulary(json.loads((TOKENIZER / "tokenizer.json").read_text()), config["vocab_size"])
+        (partial / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     click.echo(str(model_dir))
 
 

@@ -18,13 +18,15 @@ class PeerUnavailable(Exception):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """threads: for arithmetic, the same for every peer. max_sequences, max_tokens: the largest batch, and the longest
-    sequence with its output. folder: for what a peer writes."""
+    sequence with its output. folder: for what a peer writes. weights: what was made of the model for this peer before,
+    an engine directory or a GGUF file; without it the peer makes it."""
 
     model: Path
     threads: int
     max_sequences: int
     max_tokens: int
     folder: Path
+    weights: Path | None = None
 
 
 @dataclass(slots=True)

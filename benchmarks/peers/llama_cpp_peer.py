@@ -6,6 +6,7 @@ All prompts go into one call and so do all sequences of a decode step, as llama.
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -13,11 +14,14 @@ import numpy as np
 from peers import gguf_model
 from peers.interface import Prompt, Settings, Trace
 
+COMPILER = Path(llama_cpp.__file__).with_name("compiler.txt")  # `install.sh` writes it
+
 
 class LlamaCpp:
     def __init__(self, settings: Settings) -> None:
-        path = settings.folder / "model.gguf"
-        gguf_model.write(settings.model, path)
+        path = settings.weights or settings.folder / "model.gguf"
+        if settings.weights is None:
+            gguf_model.write(settings.model, path)
         # Kept alive with the object: the library calls it back. Its log would drown the figures.
         self._silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._silence, None)
@@ -44,6 +48,7 @@ class LlamaCpp:
             "weights": "Q8_0 (8 bits, blocks of 32), embedding and lm_head too",
             "threads": self._threads,
             "build": llama_cpp.llama_print_system_info().decode().strip(" |"),
+            "compiler": COMPILER.read_text().strip() if COMPILER.is_file() else "unknown",
         }
 
     def generate(self, prompts: Sequence[Prompt], output_tokens: int) -> Trace:

@@ -3,20 +3,43 @@
 import importlib
 import multiprocessing
 import os
+import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from peers.interface import Peer, PeerUnavailable, Prompt, Settings, Trace
+
+from mixtral_runtime.process_memory import process_memory
 
 MODULES = {
     "server": "peers.server_peer",
     "transformers": "peers.transformers_peer",
     "llama.cpp": "peers.llama_cpp_peer",
     "vllm": "peers.vllm_peer",
+    "engine": "peers.engine_peer",
+    "steps": "peers.steps_peer",
+    "memory": "peers.memory_peer",
 }
 CLOSE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """ready_s: from nothing imported to ready for prompts. Bytes of the peer's process: anonymous is its own and cannot
+    give way, mapped is of files and can; peak is the most that both have had together."""
+
+    ready_s: float
+    anonymous_bytes: int
+    mapped_bytes: int
+    peak_bytes: int
+
+    @classmethod
+    def now(cls, ready_s: float) -> "Usage":
+        memory = process_memory()
+        return cls(ready_s, memory.anonymous, memory.mapped, memory.peak)
 
 
 class PeerFailed(Exception):
@@ -26,13 +49,14 @@ class PeerFailed(Exception):
 class PeerProcess:
     """Raises PeerUnavailable when the peer cannot run here, PeerFailed for every other failure."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, kind: str | None = None) -> None:
+        """kind: of MODULES, where it is not the name."""
         self.name = name
-        settings.folder.mkdir()
+        settings.folder.mkdir(exist_ok=True)
         context = multiprocessing.get_context("spawn")  # a fork would copy a running OpenMP runtime
         self._pipe, theirs = context.Pipe()
         # Not a daemon: our server's peer has a child of its own.
-        self._process = context.Process(target=_serve, args=(MODULES[name], settings, theirs))
+        self._process = context.Process(target=_serve, args=(MODULES[kind or name], settings, theirs))
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # read by OpenMP before any code of ours runs
         try:
@@ -55,6 +79,11 @@ class PeerProcess:
         """Of the peer that judges; see `transformers_peer`."""
         regrets: list[float] = self._call("regrets", prompts, outputs)
         return regrets
+
+    def usage(self) -> "Usage":
+        usage = self._call("usage")
+        assert isinstance(usage, Usage)
+        return usage
 
     def close(self) -> None:
         """Ends the peer, by force when it does not end by itself."""
@@ -87,7 +116,9 @@ class PeerProcess:
 def _serve(module: str, settings: Settings, pipe: Connection) -> None:
     """Runs in the peer's process until the pipe is closed."""
     try:
+        begun = time.perf_counter()
         peer: Peer = importlib.import_module(module).open_peer(settings)
+        ready_s = time.perf_counter() - begun
         pipe.send(("ok", peer.describe()))
     except ImportError as error:
         pipe.send(("unavailable", f"{error.name} is not installed"))
@@ -102,7 +133,10 @@ def _serve(module: str, settings: Settings, pipe: Connection) -> None:
         while True:
             method, arguments = pipe.recv()
             try:
-                pipe.send(("ok", getattr(peer, method)(*arguments)))
+                if method == "usage":
+                    pipe.send(("ok", Usage.now(ready_s)))
+                else:
+                    pipe.send(("ok", getattr(peer, method)(*arguments)))
             except Exception:
                 pipe.send(("failed", traceback.format_exc()))
     except (EOFError, KeyboardInterrupt):

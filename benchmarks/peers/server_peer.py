@@ -31,7 +31,7 @@ class OurServer:
         with contextlib.ExitStack() as stack:
             log = stack.enter_context((settings.folder / "server.log").open("w"))
             address = free_address()
-            engine = _build(settings)
+            engine = settings.weights or _build(settings)
             server = ServerProcess(ROOT / "model_repository", engine, address, log=log, verbose=True)
             stack.enter_context(server)
             server.wait_until_ready(READY_S)

@@ -8,7 +8,7 @@ from mixtral_runtime.config_parts import Mapping
 from mixtral_runtime.devices import CARDS, GB, Device, supports_fp8
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import FORMATS
-from mixtral_runtime.plan import MemoryPlan, model_size, plan_memory, with_precision
+from mixtral_runtime.plan import MemoryPlan, model_size, paging, plan_memory, with_precision
 from mixtral_runtime.tensor_names import checkpoint_format
 
 TP_SIZES = (2, 4, 8)
@@ -22,7 +22,7 @@ def check_fits(config: CheckpointConfig, device: Device, plan: MemoryPlan) -> No
 
 
 def misfit(config: CheckpointConfig, device: Device, plan: MemoryPlan) -> str | None:
-    """What does not fit and what would, one sentence, or None."""
+    """What does not fit and what would, one sentence, or None. Weights that a CPU reads from the disk are no misfit."""
     if plan.kv_tokens > 0:
         return None
     needs = (
@@ -31,6 +31,22 @@ def misfit(config: CheckpointConfig, device: Device, plan: MemoryPlan) -> str | 
     )
     options = list(alternatives(config, device))
     return f"{needs}; what fits: {', '.join(options)}" if options else f"{needs}; it needs more memory"
+
+
+def paged(config: CheckpointConfig, device: Device, plan: MemoryPlan, disk: float) -> str | None:
+    """What it means that mapped weights are larger than a CPU's memory, one sentence, or None. disk: what it reads, in
+    bytes per second."""
+    if device.is_gpu or plan.kv_tokens == 0 or (found := paging(model_size(config), plan)) is None:
+        return None
+    least, most = found
+    sentence = (
+        f"{checkpoint_format(config).name} weights of {plan.weights / GB:.1f} GB have no room in the "
+        f"{plan.memory / GB:.0f} GB of {device.name}: the engine runs from the disk, slowly; every token at batch 1 "
+        f"reads {least / GB:.1f} to {most / GB:.1f} GB, {least / disk:.1f} to {most / disk:.1f} s at the "
+        f"{disk / GB:.2f} GB/s measured here"
+    )
+    other = _largest_precision(config, device)
+    return f"{sentence}; what fits: --precision {other}" if other else sentence
 
 
 def alternatives(config: CheckpointConfig, device: Device) -> Iterator[str]:
@@ -69,6 +85,7 @@ def _fits(config: CheckpointConfig, device: Device) -> bool:
     if config.quantization.quant_algo == "FP8" and not supports_fp8(device):
         return False
     try:
-        return plan_memory(config, device, max_num_tokens=2048, max_batch_size=1).kv_tokens > 0
+        plan = plan_memory(config, device, max_num_tokens=2048, max_batch_size=1)
+        return plan.kv_tokens > 0 and plan.missing == 0
     except InvalidArgument:  # the format does not take matrices of this shape
         return False

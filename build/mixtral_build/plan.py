@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtral_build.conversion_cost import Step, conversion_steps
-from mixtral_build.fit import misfit
+from mixtral_build.fit import misfit, paged
 from mixtral_build.hf_checkpoint import INDEX_NAME, SINGLE_NAME
 from mixtral_build.limits import PRESETS
 from mixtral_build.machine_speed import MachineSpeed, measure_speed
@@ -35,7 +35,8 @@ KIB = 2**10
 @dataclass(frozen=True, slots=True)
 class Plan:
     """memory: at `max_num_tokens` a step and `max_batch_size` sequences. misfit: what does not fit and the nearest
-    thing that does, None when all fits."""
+    thing that does, None when all fits. paged: what it costs that a CPU reads weights from the disk, None when it need
+    not."""
 
     config: CheckpointConfig
     device: Device
@@ -46,6 +47,7 @@ class Plan:
     speed: MachineSpeed
     steps: list[Step]
     misfit: str | None
+    paged: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Bytes and seconds throughout."""
@@ -68,6 +70,7 @@ class Plan:
             "steps": [asdict(step) for step in self.steps],
             "fits": self.misfit is None,
             "misfit": self.misfit,
+            "paged": self.paged,
         }
 
 
@@ -117,7 +120,8 @@ def make_plan(
         tensorrt_llm=_tensorrt_llm_builds(config, device),
     )
     problem = misfit(config, device, memory) or _too_long(memory, device, context, batch)
-    return Plan(config, device, size, memory, max_num_tokens, max_batch_size, speed, steps, problem)
+    slow = paged(config, device, memory, speed.read)
+    return Plan(config, device, size, memory, max_num_tokens, max_batch_size, speed, steps, problem, slow)
 
 
 def plan_table(plan: Plan) -> Iterator[str]:

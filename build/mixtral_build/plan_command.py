@@ -48,7 +48,8 @@ def plan(
     """Tell what MODEL, a Hugging Face model's directory or its config.json alone, will take before anything runs.
 
     Memory of the engine and what fits beside the weights; disk, memory and time of each step of the conversion. This
-    machine's speed is measured for that, in about two seconds. Exit code 1 when the engine does not fit.
+    machine's speed is measured for that, in about two seconds. Exit code 1 when the engine does not fit. Weights
+    larger than a CPU's memory do: they are read from the disk, and a warning says how slow that is.
 
     \b
     mixtral-build plan models/tiny-mixtral --precision int8 --gpu cpu
@@ -68,5 +69,7 @@ def plan(
         report(found.to_json(), as_json)
     else:
         click.echo("\n".join(plan_table(found)))
+    if found.paged is not None:
+        click.echo(f"warning: {found.paged}", err=True)
     if found.misfit is not None:
         raise InvalidArgument(found.misfit)

@@ -107,7 +107,8 @@ class Request:
     sequences end all the same. bad_sequences: token sequences that the output never completes, prompt and output read
     as one. logit_bias: added to the logits of these token ids before all else. streaming: outputs as they come, else
     one final output with everything. top_log_probs: how many alternatives per position (needs return_log_probs).
-    timeout_s: from submission. priority: 0 to 1, higher first among the waiting.
+    timeout_s: from submission. priority: 0 to 1, higher first among the waiting, and last to give way where running
+    sequences can lose their memory.
     """
 
     prompt_ids: list[int]

@@ -1,5 +1,7 @@
 """From an engine directory to a running engine, whichever runtime its manifest names."""
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +11,16 @@ from mixtral_runtime.engine import Engine
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.injection import import_injected
 from mixtral_runtime.manifest import Manifest
+from mixtral_runtime.process_memory import process_memory
 from mixtral_runtime.pytorch.engine import PyTorchEngine
+from mixtral_runtime.pytorch.settings import PyTorchSettings
 from mixtral_runtime.tensorrt_llm.engine import TensorRtLlmEngine
 from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 
 ACTIVATION_DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 REBUILD = "build the engine for this machine with `mixtral-build engine CHECKPOINT_DIR ENGINE_DIR`"
+
+logger = logging.getLogger(__name__)
 
 
 def open_engine(
@@ -22,18 +28,32 @@ def open_engine(
     *,
     device: str = "auto",
     activation_dtype: str | None = None,
+    pytorch: PyTorchSettings | None = None,
     tensorrt_llm: TensorRtLlmSettings | None = None,
 ) -> Engine:
-    """Checks the manifest and the files' sizes, then loads.
+    """Checks the manifest and the files' sizes, loads, and logs what that took.
 
     device: `auto`, `cpu`, `cuda` or `cuda:N`; auto is the GPU where there is one and the engine was not built for the
     CPU. activation_dtype: float16, bfloat16 or float32, for the PyTorch runtime; None is the checkpoint's.
-    tensorrt_llm: for that runtime, None is the defaults; it runs on a GPU and with the activations it was built for.
+    pytorch, tensorrt_llm: of these runtimes, None is the defaults. TensorRT-LLM runs on a GPU and with the activations
+    it was built for.
     A runtime written as `package.module:factory` is imported and called as `factory(engine_dir, manifest)`.
     Raises InvalidArgument for an argument that cannot be, CheckpointError when the directory is not a sound engine for
     this machine.
     """
-    engine_dir = Path(engine_dir)
+    begun = time.perf_counter()
+    engine = _open(Path(engine_dir), device, activation_dtype, pytorch, tensorrt_llm)
+    logger.info("the engine was loaded in %.2f s; memory: %s", time.perf_counter() - begun, process_memory())
+    return engine
+
+
+def _open(
+    engine_dir: Path,
+    device: str,
+    activation_dtype: str | None,
+    pytorch: PyTorchSettings | None,
+    tensorrt_llm: TensorRtLlmSettings | None,
+) -> Engine:
     manifest = Manifest.load(engine_dir)
     manifest.check_files(engine_dir)
     if ":" in manifest.runtime:
@@ -50,7 +70,7 @@ def open_engine(
         known = ", ".join(str(name) for name in ACTIVATION_DTYPES if name)
         raise InvalidArgument(f"activation_dtype is {activation_dtype}, it must be one of {known}")
     dtype = ACTIVATION_DTYPES[activation_dtype]
-    return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype)
+    return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype, pytorch)
 
 
 def _device(device: str, built_for: str) -> torch.device:

@@ -18,6 +18,9 @@ KV_CACHE_DTYPES = ("16bit", "fp8")
 # Of the memory that weights and workspace leave. A GPU serves the engine alone; a CPU's memory is also the page cache
 # that the mapped weights live in.
 KV_FRACTION = {"cpu": 0.5, "gpu": 0.9}
+# Of a CPU's whole memory, however large the weights are: those that do not fit are read from the disk again and again,
+# and a KV cache of this size makes that hardly slower.
+KV_FRACTION_BESIDE_PAGES = 0.125
 # What is there before the first token: driver context, kernels and library handles, and in the PyTorch runtime one
 # expert's matrix dequantised; on a CPU the interpreter and PyTorch.
 BASE_WORKSPACE = {"cpu": GB // 2, "gpu": 2 * GB}
@@ -39,7 +42,7 @@ class ModelSize:
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes on one device. kv_tokens: how many tokens of KV cache fit beside weights and workspace, 0 when these alone
-    are too much."""
+    are too much. On a CPU the weights may be: see `paging`."""
 
     memory: int
     weights: int
@@ -85,9 +88,12 @@ def kv_bytes_per_token(config: CheckpointConfig, itemsize: int) -> int:
     return 2 * config.num_hidden_layers * heads * config.head_size * itemsize
 
 
-def kv_budget(free: int, *, is_gpu: bool) -> int:
-    """Bytes that the KV cache may take of `free` ones."""
-    return int(max(0, free) * KV_FRACTION["gpu" if is_gpu else "cpu"])
+def kv_budget(free: int, weights: int, *, is_gpu: bool) -> int:
+    """Bytes that the KV cache may take. free: what there is for weights and KV cache together. A GPU must hold all the
+    weights; a CPU's are mapped, and what of them has no room stays on the disk."""
+    if is_gpu:
+        return int(max(0, free - weights) * KV_FRACTION["gpu"])
+    return int(max((free - weights) * KV_FRACTION["cpu"], free * KV_FRACTION_BESIDE_PAGES, 0))
 
 
 def model_size(config: CheckpointConfig) -> ModelSize:
@@ -129,9 +135,19 @@ def workspace_bytes(config: CheckpointConfig, device: Device, max_num_tokens: in
 def plan_memory(config: CheckpointConfig, device: Device, max_num_tokens: int, max_batch_size: int) -> MemoryPlan:
     size = model_size(config)
     workspace = workspace_bytes(config, device, max_num_tokens, max_batch_size)
-    budget = kv_budget(device.memory - size.weights - workspace, is_gpu=device.is_gpu)
+    budget = kv_budget(device.memory - workspace, size.weights, is_gpu=device.is_gpu)
     blocks = budget // (size.kv_bytes_per_token * TOKENS_PER_BLOCK)
     return MemoryPlan(device.memory, size.weights, workspace, size.kv_bytes_per_token, blocks * TOKENS_PER_BLOCK)
+
+
+def paging(size: ModelSize, plan: MemoryPlan) -> tuple[int, int] | None:
+    """Bytes of weights that a token at batch 1 reads from the disk when they are mapped and have no room in the memory:
+    with the best choice of what stays, and with the worst, which is none of what the next token needs. None when all
+    have room."""
+    room = plan.memory - plan.workspace - plan.kv_tokens * plan.kv_bytes_per_token
+    if room >= size.weights:
+        return None
+    return int(size.active_weights * (1 - max(0, room) / size.weights)), size.active_weights
 
 
 def decode_floor_s(size: ModelSize, device: Device) -> float | None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mixtral_runtime.engine import MAX_PRIORITY, Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import InvalidArgument, MixtralError
+from mixtral_runtime.process_memory import process_memory
 from mixtral_serving import statistics_file
 from mixtral_serving.admission import Admission
 from mixtral_serving.counters import CANARY_ID, Counters
@@ -63,7 +65,7 @@ class EngineModel:
             sender.end()
             return
         if inputs.flag("return_engine_stats"):
-            stats = asdict(self._engine.stats()) | {"streams": len(self._streams)}
+            stats = asdict(self._engine.stats()) | {"streams": len(self._streams), "memory": asdict(process_memory())}
             # The operator may have lowered the manifest's.
             stats["limits"] = asdict(self._engine.limits) | {"max_queued_tokens": self._admission.max_queued_tokens}
             statistics_file.write(self._statistics_path, stats)
@@ -91,13 +93,15 @@ def stop_reason(inputs: Tensors) -> FinishReason:
 
 def warm_up(engine: Engine) -> None:
     """One token before anyone is served: the first step of a process maps the weights and chooses kernels, and an
-    engine that cannot make a token must not be called ready. Raises what the engine gave instead."""
+    engine that cannot make a token must not be called ready. Logs what it took. Raises what the engine gave instead."""
+    begun = time.perf_counter()
     engine.submit(Request([0], max_tokens=1))
     outputs: list[Output] = []
     while not outputs:
         outputs = engine.poll(1.0)
     if (error := outputs[0].error) is not None:
         raise error
+    log.info("its first token took %.2f s; memory: %s", time.perf_counter() - begun, process_memory())
 
 
 def respond(stream: Stream, output: Output | None) -> Any:

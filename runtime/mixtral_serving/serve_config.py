@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from mixtral_runtime.errors import InvalidArgument
+from mixtral_runtime.pytorch.settings import PyTorchSettings
 from mixtral_runtime.settings import check_range, read_settings, refuse_unknown_keys
 from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 from mixtral_serving.server.exposure import AdminSettings, PlaintextSettings, TlsSettings
@@ -36,6 +37,7 @@ class ServeConfig:
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    pytorch: PyTorchSettings = field(default_factory=PyTorchSettings)
     tensorrt_llm: TensorRtLlmSettings = field(default_factory=TensorRtLlmSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     admin: AdminSettings = field(default_factory=AdminSettings)

@@ -139,11 +139,12 @@ def test_every_auto_awq_weight_is_met_exactly(awq_model: Path, imported_awq: Pat
         assert torch.equal(weights.linear(f"{ours}attention.qkv").dequantize(torch.float32), qkv)
         dense = weights.linear(f"{ours}attention.dense").dequantize(torch.float32)
         assert torch.equal(dense, source[f"{attention}o_proj.weight"])
+        mixture = weights.experts(f"{ours}mlp")
         for expert in range(EXPERTS):
             up_gate = torch.cat([source[f"{experts}{expert}.{which}.weight"] for which in ("w3", "w1")])
-            assert torch.equal(weights.experts(f"{ours}mlp.fc")[expert].dequantize(torch.float32), up_gate)
+            assert torch.equal(mixture.fc[expert].dequantize(torch.float32), up_gate)
             down = source[f"{experts}{expert}.w2.weight"]
-            assert torch.equal(weights.experts(f"{ours}mlp.proj")[expert].dequantize(torch.float32), down)
+            assert torch.equal(mixture.proj[expert].dequantize(torch.float32), down)
 
 
 def test_an_imported_auto_awq_model_computes_what_transformers_does(awq_model: Path, imported_awq: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from mixtral_build.fit import alternatives
 from mixtral_build.limits import LimitOverrides, plan_limits
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.devices import Device, find_device
@@ -97,11 +98,17 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(mixtral_8x7b: C
 
 
 def test_a_device_too_small_for_everything_is_told_so(mixtral_8x7b: CheckpointConfig) -> None:
-    small = find_device("cpu", memory_gb=8)
-    with pytest.raises(InvalidArgument, match=r"in the 8 GB of cpu; what fits: --precision 16bit on h200$"):
+    small = find_device("a100", memory_gb=8)
+    with pytest.raises(InvalidArgument, match=r"in the 8 GB of a100; what fits: --precision 16bit on h200$"):
         plan_limits(mixtral_8x7b, small, NOTHING)
 
 
 def test_a_card_without_fp8_is_no_alternative(mixtral_8x7b: CheckpointConfig) -> None:
-    with pytest.raises(InvalidArgument, match=r"what fits: --precision awq on cpu, --precision fp8 on h100$"):
-        plan_limits(with_precision(mixtral_8x7b, "fp8"), find_device("cpu", memory_gb=32), NOTHING)
+    found = alternatives(with_precision(mixtral_8x7b, "fp8"), find_device("cpu", memory_gb=32))
+    assert list(found) == ["--precision awq on cpu", "--precision fp8 on h100"]
+
+
+def test_weights_larger_than_a_cpu_s_memory_get_an_engine_all_the_same(mixtral_8x7b: CheckpointConfig) -> None:
+    limits = plan_limits(with_precision(mixtral_8x7b, "int8"), find_device("cpu", memory_gb=24), NOTHING)
+    assert limits.max_seq_len == 4096
+    assert limits.max_batch_size == 16

@@ -128,6 +128,30 @@ def test_memory_can_be_given(config_file: Path, tmp_path: Path, capsys: Captured
     assert "engine for tensorrt-llm" not in [step["name"] for step in plan["steps"]]
 
 
+def test_weights_larger_than_a_cpu_s_memory_are_a_warning_with_what_they_cost(
+    config_file: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    arguments = (config_file, "--gpu", "cpu", "--gpu-memory", 32, "--work-dir", tmp_path)
+    code, out, err = call(capsys, *arguments)
+    assert code == 0
+    assert "tokens fit" in out
+    assert err.startswith("warning: int8 weights of 47.0 GB have no room in the 32 GB of cpu: the engine runs from the")
+    assert " GB, " in err
+    assert "to 12.9 GB" in err  # a token's own weights, when nothing of them stays
+    assert "what fits: --precision awq" in err
+    plan = call_json(capsys, *arguments)
+    assert plan["fits"]
+    assert plan["paged"].startswith("int8 weights of 47.0 GB have no room")
+
+
+@pytest.mark.parametrize(("precision", "memory"), [("int8", 64), ("awq", 32)])
+def test_weights_that_have_room_are_no_warning(
+    config_file: Path, tmp_path: Path, capsys: Captured, precision: str, memory: int
+) -> None:
+    arguments = ("--precision", precision, "--gpu", "cpu", "--gpu-memory", memory, "--work-dir", tmp_path)
+    assert call_json(capsys, config_file, *arguments)["paged"] is None
+
+
 def test_the_table_is_for_people(demo_model: Path, tmp_path: Path, capsys: Captured) -> None:
     code, out, err = call(capsys, demo_model, "--gpu", "cpu", "--work-dir", tmp_path)
     assert (code, err) == (0, "")

@@ -237,6 +237,13 @@ class TestStatus:
         result = mixtral("status", "--url", server.url)
         assert "so far   10 prompt tokens, 75 % of the prompt blocks from the cache, 2 preemptions" in result.stdout
 
+    def test_shows_the_memory_of_the_engine_s_process(self, server: ScriptedServer) -> None:
+        server.info = {
+            "stats": {"memory": {"anonymous": 410_000_000, "mapped": 47_000_000_000, "peak": 47_500_000_000}}
+        }
+        result = mixtral("status", "--url", server.url)
+        assert "memory   0.41 GB its own, 47.00 GB of mapped files, 47.50 GB at most so far" in result.stdout
+
     def test_json_has_everything(self, server: ScriptedServer) -> None:
         server.info = self.INFO
         result = mixtral("status", "--json", "--url", server.url)

@@ -17,6 +17,7 @@ from mixtral_runtime.errors import MixtralError
 from mixtral_runtime.manifest import Manifest, ModelInfo, Returns, describe_files
 from mixtral_runtime.pytorch.engine import PyTorchEngine
 from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.pytorch.settings import PyTorchSettings
 from mixtral_runtime.tensorrt_llm.engine import TensorRtLlmEngine
 from mixtral_runtime.tensorrt_llm.settings import TensorRtLlmSettings
 
@@ -83,8 +84,11 @@ def make_engine(model: MixtralModel) -> Iterator[Callable[..., PyTorchEngine]]:
     """make_engine(max_batch_size=2): an engine with LIMITS, some replaced; closed when the test ends."""
     engines: list[PyTorchEngine] = []
 
-    def make(model: MixtralModel = model, kv_cache_tokens: int | None = None, **limits: int) -> PyTorchEngine:
-        engines.append(PyTorchEngine(model, EngineLimits(**LIMITS | limits), kv_cache_tokens))
+    def make(
+        model: MixtralModel = model, kv_cache_tokens: int | None = None, reuse: bool = True, **limits: int
+    ) -> PyTorchEngine:
+        settings = PyTorchSettings(kv_cache_block_reuse=reuse)
+        engines.append(PyTorchEngine(model, EngineLimits(**LIMITS | limits), kv_cache_tokens, settings))
         return engines[-1]
 
     yield make
@@ -126,7 +130,7 @@ class Collected:
         return self.outputs[-1].error
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def collect() -> Callable[..., dict[int, Collected]]:
     """collect(engine, ids): polls until each of these requests is final. Outputs of others would be a mistake."""
 

@@ -12,7 +12,7 @@ from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.engine import Request, SamplingParams
 from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch.batch import BatchBuilder
-from mixtral_runtime.pytorch.kv_cache import BlockPool
+from mixtral_runtime.pytorch.block_pool import BlockPool
 from mixtral_runtime.pytorch.model import MixtralModel
 
 PROMPTS = [[(7 * i * i + 3 * n) % 160 for i in range(length)] for n, length in enumerate((75, 1, 16, 33, 130))]
@@ -32,7 +32,7 @@ def any_model(request: pytest.FixtureRequest, stored: Checkpoint) -> MixtralMode
 def run_in_chunks(model: MixtralModel, prompts: list[list[int]], chunks: list[list[int]]) -> list[torch.Tensor]:
     """Logits of every prompt, [tokens, vocab]. chunks: for each step, how many tokens each prompt takes."""
     pool = BlockPool(sum(blocks_for(len(prompt)) for prompt in prompts))
-    tables = [pool.allocate(owner, blocks_for(len(prompt))) for owner, prompt in enumerate(prompts)]
+    tables = [pool.allocate(blocks_for(len(prompt))) for prompt in prompts]
     cache = model.new_cache(pool.total)
     done = [0] * len(prompts)
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]

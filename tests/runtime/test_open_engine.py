@@ -1,6 +1,7 @@
 """From an engine directory to a running engine, and the mismatches that are refused before anything is loaded."""
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,13 @@ def test_an_engine_directory_becomes_a_running_engine(engine_dir: Path, collect:
     expected = model.forward_logits([1, 2, 3, *found.token_ids]).log_softmax(-1)
     assert found.log_probs == [expected[2 + i, token].item() for i, token in enumerate(found.token_ids)]
     engine.close()
+
+
+def test_opening_logs_how_long_it_took_and_the_memory(engine_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        open_engine(engine_dir).close()
+    (line,) = (message for message in caplog.messages if message.startswith("the engine was loaded in"))
+    assert re.search(r"loaded in \d+\.\d\d s; memory: \d+\.\d\d GB of its own, \d+\.\d\d GB of mapped files", line)
 
 
 def test_activations_can_be_float32(engine_dir: Path, collect: Any, checkpoint: Checkpoint) -> None:

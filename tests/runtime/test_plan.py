@@ -16,6 +16,7 @@ from mixtral_runtime.plan import (
     TOKENS_PER_BLOCK,
     decode_floor_s,
     model_size,
+    paging,
     plan_memory,
     prefill_floor_s,
     prefill_flop,
@@ -136,8 +137,22 @@ def test_the_kv_cache_takes_what_is_planned(config: CheckpointConfig, kv_cache: 
     config = with_precision(config, "16bit", kv_cache)
     scales = torch.ones(config.num_hidden_layers) if kv_cache == "fp8" else None
     cache = KvCache(config, 3, torch.device("cpu"), config.torch_dtype, scales)
-    storage = cache._storage
+    storage = cache.storage
     assert storage.numel() * storage.itemsize == 3 * TOKENS_PER_BLOCK * model_size(config).kv_bytes_per_token
+
+
+def test_mapped_weights_larger_than_the_memory_are_read_from_the_disk(mixtral_8x7b: CheckpointConfig) -> None:
+    """The less memory, the more of a token's own weights; never more than these."""
+    config = with_precision(mixtral_8x7b, "int8")
+    size, found = model_size(config), []
+    for memory_gb in (2, 24, 54, 55, 200):  # 47 GB, an eighth of the memory for the KV cache, workspace: above 54
+        plan = plan_memory(config, find_device("cpu", memory_gb), max_num_tokens=512, max_batch_size=16)
+        assert plan.kv_tokens > 0
+        found.append(paging(size, plan))
+    small, medium, large = (one for one in found[:3] if one is not None)
+    assert size.active_weights > small[0] > medium[0] > large[0] > 0
+    assert small[1] == medium[1] == large[1] == size.active_weights
+    assert found[3:] == [None, None]
 
 
 @given(small_configs, st.integers(1, 64), st.integers(1, 2000))

@@ -3,25 +3,43 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixtral_runtime.engine import SamplingParams
-from mixtral_runtime.pytorch.sampler import Constraints, Draw, sample, token_log_probs, top_log_probs, uniform
+from mixtral_runtime.engine import Request, SamplingParams
+from mixtral_runtime.pytorch import log_probs
+from mixtral_runtime.pytorch.sampler import Sampler
+from mixtral_runtime.pytorch.sequence import Sequence
 
 PROBS = [0.05, 0.4, 0.1, 0.3, 0.15]
 LOGITS = torch.tensor([PROBS]).log()
 RANDOM = SamplingParams(temperature=1.0)
 DRAWS = 4000
+CPU = torch.device("cpu")
 
 
-def draw_many(params: SamplingParams, seen: list[int] | None = None, logits: torch.Tensor = LOGITS) -> dict[int, float]:
-    """The share of each token in DRAWS consecutive steps."""
-    draws = [Draw(params, step, seen or []) for step in range(DRAWS)]
-    counted = Counter(sample(logits.expand(DRAWS, -1), draws).tolist())
+def sequence(number: int, params: SamplingParams, prompt: list[int], output: list[int], **fields: Any) -> Sequence:
+    """A sequence that has generated `output` so far."""
+    found = Sequence(number, Request(prompt or [0], 10**6, params, **fields), None)
+    found.tokens += output
+    return found
+
+
+def choose(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    tokens: list[int] = Sampler(len(sequences), logits.shape[1], CPU).sample(logits, sequences).tolist()
+    return tokens
+
+
+def draw_many(
+    params: SamplingParams, output: list[int] | None = None, logits: torch.Tensor = LOGITS, **fields: Any
+) -> dict[int, float]:
+    """The share of each token in DRAWS rows with a seed each."""
+    rows = [sequence(seed, replace(params, seed=seed), [0], output or [], **fields) for seed in range(DRAWS)]
+    counted = Counter(choose(logits.expand(DRAWS, -1), rows))
     return {token: count / DRAWS for token, count in sorted(counted.items())}
 
 
@@ -68,54 +86,49 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
     logits = torch.tensor([[2.0, 1.0, -1.0]])
-    found = draw_many(replace(RANDOM, repetition_penalty=2.0), seen=[0, 2, 2], logits=logits)
+    found = draw_many(replace(RANDOM, repetition_penalty=2.0), output=[2, 2], logits=logits)  # the prompt is a 0
     assert_distribution(found, {0: math.exp(1.0), 1: math.exp(1.0), 2: math.exp(-2.0)})
 
 
 def test_repetition_penalty_changes_greedy_too() -> None:
-    draw = Draw(SamplingParams(repetition_penalty=2.0), 0, [0])
-    assert sample(torch.tensor([[1.5, 1.0, 0.0]]), [draw]).tolist() == [1]
+    row = sequence(1, SamplingParams(repetition_penalty=2.0), [0], [])
+    assert choose(torch.tensor([[1.5, 1.0, 0.0]]), [row]) == [1]
 
 
 def test_presence_and_frequency_penalty_are_taken_from_the_logits_of_the_output() -> None:
     """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c counting the output: OpenAI's API reference."""
-    params = SamplingParams(1.0, presence_penalty=0.5, frequency_penalty=0.25)
-    seen, prompt_len = [4, 4, 2, 0, 2, 2], 3  # the 4s and one 2 are the prompt's
-    draws = [Draw(replace(params, seed=seed), 3, seen, prompt_len) for seed in range(DRAWS)]
-    found = Counter(sample(LOGITS.expand(DRAWS, -1), draws).tolist())
-    taken = {0: 0.5 + 0.25, 2: 0.5 + 2 * 0.25}
-    expected = {i: p * math.exp(-taken.get(i, 0.0)) for i, p in enumerate(PROBS)}
-    assert_distribution({token: count / DRAWS for token, count in sorted(found.items())}, expected)
+    found = draw_many(replace(RANDOM, presence_penalty=0.5, frequency_penalty=0.25), output=[1, 2, 2])
+    taken = {1: 0.5 + 0.25, 2: 0.5 + 2 * 0.25}
+    assert_distribution(found, {i: p * math.exp(-taken.get(i, 0.0)) for i, p in enumerate(PROBS)})
 
 
 def test_a_bias_is_added_before_the_filters() -> None:
-    bias = (torch.tensor([0, 1]), torch.tensor([math.log(4.0), -100.0]))
-    draws = [Draw(replace(RANDOM, top_k=2), step, [], 0, Constraints(bias=bias)) for step in range(DRAWS)]
-    found = Counter(sample(LOGITS.expand(DRAWS, -1), draws).tolist())
-    assert_distribution({t: c / DRAWS for t, c in sorted(found.items())}, {0: 0.2, 3: 0.3})
+    found = draw_many(replace(RANDOM, top_k=2), logit_bias={0: math.log(4.0), 1: -100.0})
+    assert_distribution(found, {0: 0.2, 3: 0.3})
 
 
 def test_the_logits_given_are_not_changed() -> None:
     logits = LOGITS.clone()
-    constraints = Constraints(0, 9, [[1]], (torch.tensor([3]), torch.tensor([1.0])))
-    sample(logits, [Draw(SamplingParams(1.0, repetition_penalty=2.0, presence_penalty=1.0), 1, [3], 0, constraints)])
+    params = SamplingParams(1.0, repetition_penalty=2.0, presence_penalty=1.0)
+    choose(logits, [sequence(1, params, [3], [3], end_id=0, min_tokens=9, bad_sequences=[[1]], logit_bias={3: 1.0})])
     assert torch.equal(logits, LOGITS)
 
 
-def test_a_bad_sequence_is_banned_only_where_its_last_token_would_complete_it() -> None:
-    constraints = Constraints(bad_sequences=[[7], [1, 2, 3], [2, 4]])
-    assert constraints.banned([5, 1, 2], 0) == [7, 3, 4]
-    assert constraints.banned([1, 2, 5], 0) == [7]
-    assert constraints.banned([1, 5], 0) == [7]
-    assert constraints.banned([2], 0) == [7, 4]
-    assert constraints.banned([], 0) == [7]
+@pytest.mark.parametrize(
+    ("output", "banned"), [([5, 1, 2], {7, 3, 4}), ([1, 2, 5], {7}), ([1, 5], {7}), ([2], {7, 4}), ([], {7})]
+)
+def test_a_bad_sequence_is_banned_only_where_its_last_token_would_complete_it(
+    output: list[int], banned: set[int]
+) -> None:
+    flat = torch.zeros(1, 9)
+    found = draw_many(RANDOM, output, flat, bad_sequences=[[7], [1, 2, 3], [2, 4]])
+    assert found.keys() == set(range(9)) - banned
 
 
 def test_the_end_token_is_banned_until_min_tokens() -> None:
-    constraints = Constraints(end_id=1, min_tokens=2)
-    greedy = [sample(LOGITS, [Draw(SamplingParams(), step, [], 0, constraints)]).item() for step in range(4)]
-    assert greedy == [3, 3, 1, 1]
-    assert Constraints(end_id=None, min_tokens=2).banned([], 0) == []
+    rows = [sequence(step, SamplingParams(), [0], [0] * step, end_id=1, min_tokens=2) for step in range(4)]
+    assert choose(LOGITS.expand(4, -1), rows) == [3, 3, 1, 1]
+    assert choose(LOGITS, [sequence(1, SamplingParams(), [0], [], end_id=None, min_tokens=2)]) == [1]
 
 
 @settings(deadline=None)
@@ -134,51 +147,11 @@ def test_a_banned_token_is_never_drawn(values: list[float], banned: set[int], se
         frequency_penalty=data.draw(st.floats(-100, 100)),
         seed=seed,
     )
-    bias = (torch.arange(len(values)), torch.full((len(values),), data.draw(st.floats(-10000, 10000, width=32))))
-    constraints = Constraints(bad_sequences=[[token] for token in banned], bias=bias)
-    token = int(sample(torch.tensor([values]), [Draw(params, 3, [0, 0, 1], 0, constraints)]).item())
+    bias = dict.fromkeys(range(len(values)), data.draw(st.floats(-10000, 10000, width=32)))
+    row = sequence(1, params, [0], [0, 0, 1], bad_sequences=[[token] for token in banned], logit_bias=bias)
+    [token] = choose(torch.tensor([values]), [row])
     assert token not in banned or len(banned) == len(values)
     assert 0 <= token < len(values)
-
-
-def test_a_row_is_sampled_alike_alone_and_among_others() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(40, 97) * 3
-    bias = (torch.tensor([3, 96]), torch.tensor([5.0, -5.0]))
-    draws = [
-        Draw(
-            SamplingParams(
-                temperature=0.1 + row / 20,
-                top_k=row % 7,
-                top_p=1 - row / 80,
-                min_p=row / 100,
-                repetition_penalty=1 + row % 2,
-                presence_penalty=row % 3 / 2,
-                frequency_penalty=row % 5 - 2,
-                seed=row,
-            ),
-            row,
-            [row, row + 1],
-            prompt_len=row % 2,
-            constraints=Constraints(row, 20, [[row % 11]] * (row % 4), bias if row % 3 else None),
-        )
-        for row in range(40)
-    ]
-    together = sample(logits, draws).tolist()
-    alone = [sample(logits[row : row + 1], [draws[row]]).item() for row in range(40)]
-    assert together == alone
-
-
-def test_the_draw_depends_on_seed_and_step() -> None:
-    values = {uniform(seed, step) for seed in range(50) for step in range(50)}
-    assert len(values) == 2500
-    assert abs(sum(values) / 2500 - 0.5) < 0.03
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(0, 10**6))
-def test_the_draw_is_in_the_unit_interval_and_reproducible(seed: int, step: int) -> None:
-    assert 0 <= uniform(seed, step) < 1
-    assert uniform(seed, step) == uniform(seed, step)
 
 
 @given(st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=40), st.integers(0, 2**64 - 1), st.data())
@@ -186,17 +159,24 @@ def test_any_token_that_is_drawn_was_kept(values: list[float], seed: int, data: 
     params = SamplingParams(
         temperature=data.draw(st.floats(0.01, 10)), top_k=data.draw(st.integers(0, 10)), top_p=0.9, min_p=0.1, seed=seed
     )
-    token = int(sample(torch.tensor([values]), [Draw(params, 0, [])]).item())
+    [token] = choose(torch.tensor([values]), [sequence(1, params, [0], [])])
     better = sum(value > values[token] for value in values)
     assert params.top_k == 0 or better < params.top_k
     assert values[token] / params.temperature >= max(values) / params.temperature + math.log(0.1) - 1e-6
 
 
-def test_log_probs_are_those_of_the_raw_distribution() -> None:
-    assert token_log_probs(LOGITS + 7, torch.tensor([3])) == pytest.approx([math.log(0.3)], abs=1e-6)
+def test_log_probs_are_those_of_the_distribution() -> None:
+    normalised = (LOGITS + 7).log_softmax(-1)
+    assert log_probs.of_tokens(normalised, torch.tensor([3])) == pytest.approx([math.log(0.3)], abs=1e-6)
 
 
-def test_top_log_probs_come_best_first() -> None:
-    top = top_log_probs(LOGITS[0], 3)
-    assert top.token_ids == [1, 3, 4]
-    assert top.log_probs == pytest.approx([math.log(p) for p in (0.4, 0.3, 0.15)], abs=1e-6)
+def test_the_most_likely_come_best_first_and_equals_by_their_ids() -> None:
+    rows = torch.tensor([PROBS, [0.3, 0.1, 0.3, 0.3, 0.0]]).log()
+    first, second = log_probs.most_likely(rows, [3, 2])
+    assert first.token_ids == [1, 3, 4]
+    assert first.log_probs == pytest.approx([math.log(p) for p in (0.4, 0.3, 0.15)], abs=1e-6)
+    assert second.token_ids == [0, 2]
+
+
+def test_more_of_the_most_likely_than_there_are_tokens_gives_all() -> None:
+    assert log_probs.most_likely(LOGITS, [20])[0].token_ids == [1, 3, 4, 2, 0]

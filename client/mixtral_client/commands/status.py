@@ -34,6 +34,7 @@ def describe(server: ServerStatus) -> str:
     rows = [("server", f"{server.url} is {'ready' if server.ready else 'not ready'}")]
     rows += [("model", _model(server.manifest)), ("runtime", _runtime(server.manifest))]
     rows += [("limits", _limits(server.limits)), ("now", _now(server.stats)), ("so far", _so_far(server.stats))]
+    rows.append(("memory", _memory(server.stats)))
     return "\n".join(f"{name:<8} {text}" for name, text in rows if text)
 
 
@@ -81,6 +82,12 @@ def _now(stats: dict[str, Any]) -> str:
     if total and free is not None:
         text += f", KV cache {100 * (total - free) / total:.0f} % used"
     return text
+
+
+def _memory(stats: dict[str, Any]) -> str:
+    """Of the engine's process."""
+    sizes = {name: f"{size / 1e9:.2f} GB" for name, size in (stats.get("memory") or {}).items()}
+    return _facts(sizes, ("anonymous", "{} its own"), ("mapped", "{} of mapped files"), ("peak", "{} at most so far"))
 
 
 def _so_far(stats: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ class TritonPythonModel:
             directory,
             device=self.config.engine.device,
             activation_dtype=self.config.engine.activation_dtype,
+            pytorch=self.config.pytorch,
             tensorrt_llm=self.config.tensorrt_llm,
         )
         warm_up(engine)

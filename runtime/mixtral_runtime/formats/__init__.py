@@ -2,13 +2,13 @@
 
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats.awq import Awq
-from mixtral_runtime.formats.base import Format, Linear, TensorSpec
+from mixtral_runtime.formats.base import Format, FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import Dense
 from mixtral_runtime.formats.fp8 import Fp8
 from mixtral_runtime.formats.gptq import Gptq
 from mixtral_runtime.formats.int8 import Int8
 
-__all__ = ["FORMATS", "Format", "Linear", "TensorSpec", "get_format"]
+__all__ = ["FORMATS", "Format", "FusedExperts", "Linear", "TensorSpec", "get_format"]
 
 FORMATS: dict[str, Format] = {"16bit": Dense(), "int8": Int8(), "fp8": Fp8(), "awq": Awq()}
 # Formats that only an import of a quantised model makes; they share the precision's name.

@@ -11,13 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
-from mixtral_runtime.formats.int4 import GROUP_SIZE, check_shape, pack, quantize_groups, scale_groups, unpack
+from mixtral_runtime.formats.int4 import (
+    GROUP_SIZE,
+    KernelExperts,
+    KernelWeight,
+    check_shape,
+    kernel_linear,
+    kernel_takes,
+    pack,
+    quantize_groups,
+    scale_groups,
+    unpack,
+)
 
 
 class AwqLinear:
-    """weight: int8 bytes [out / 2, in]; scales: [out, in / 128] and prequant_scale: [in] in the activations' dtype.
+    """weight: int8 bytes [out / 2, in]; scales: [out, in / 128] and prequant_scale: [in] in the activations' dtype. In
+    plain PyTorch.
 
     The weight is expanded on each call: kept expanded it would need four times the memory.
     """
@@ -34,6 +46,13 @@ class AwqLinear:
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         matrix = scale_groups(unpack(self.weight), self.scales, torch.float32)
         return (matrix * self.prequant_scale.float()).to(dtype)
+
+
+class AwqKernel(AwqLinear):
+    """The same through the CPU kernel, which unpacks in registers and does not round a value times its scale."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return kernel_linear(x, KernelWeight(self.weight, self.scales, prequant_scale=self.prequant_scale))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +104,22 @@ class Awq:
         return {}
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
-        return AwqLinear(
+        kind = AwqKernel if kernel_takes(tensors["weight"]) else AwqLinear
+        return kind(
             tensors["weight"],
             tensors["weights_scaling_factor"].to(dtype),
             tensors["prequant_scaling_factor"].to(dtype),
         )
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
+            return None
+        stacks = [
+            KernelWeight(
+                one["weight"],
+                one["weights_scaling_factor"].to(dtype).contiguous(),
+                prequant_scale=one["prequant_scaling_factor"].to(dtype).contiguous(),
+            )
+            for one in (fc, proj)
+        ]
+        return KernelExperts(*stacks)

@@ -40,6 +40,16 @@ class Linear(Protocol):
         ...
 
 
+class FusedExperts(Protocol):
+    """All experts of one layer in one call, over their stacked tensors; only the chosen ones' weights are read."""
+
+    def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """x: [tokens, hidden]; experts int64 and weights float32: [tokens, top_k]. -> [tokens, hidden] in x's dtype: of
+        each token's experts SwiGLU and down projection, times their weights, summed. Row i depends on row i of the
+        three alone, bit for bit."""
+        ...
+
+
 class Format(Protocol):
     """One quantisation scheme. `weight_name` ends in `.weight`; shapes are TensorRT-LLM's [..., out, in]."""
 
@@ -72,4 +82,9 @@ class Format(Protocol):
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         """A Linear over one matrix's tensors, keyed by suffix (`weight`, `per_channel_scale`, ...), on their device;
         `dtype` is that of the activations."""
+        ...
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        """Over the stacked tensors of both matrices, keyed by suffix, on their device; fc has the up projection first,
+        then the gate. None where no kernel takes them: then each expert's Linear objects are multiplied."""
         ...

@@ -1,15 +1,17 @@
 """16-bit weights: stored as they are and multiplied as they are."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
+from mixtral_runtime.kernels import cpu_path
 
 ROWS_PER_TILE = 16
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def tiled_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def tiled_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class DenseLinear:
-    """weight [out, in] in the activations' dtype."""
+    """weight [out, in] in the activations' dtype. In plain PyTorch."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
@@ -36,6 +38,35 @@ class DenseLinear:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return self.weight.to(dtype)
+
+
+class DenseKernel(DenseLinear):
+    """The same through the CPU kernel, which adds a row's products in one order whatever the number of rows."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, torch.ops.mixtral_cpu.dense_linear(x.contiguous(), self.weight))
+
+
+class DenseExperts:
+    """fc, proj: [experts, out, in] in the activations' dtype. What lies between the two products is rounded to it once,
+    and each expert's answer only when all are summed."""
+
+    def __init__(self, fc: Tensor, proj: Tensor) -> None:
+        self._weights = (fc, proj)
+
+    def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        routed = (x.contiguous(), experts.contiguous(), weights.contiguous())
+        return cast(Tensor, torch.ops.mixtral_cpu.dense_experts(*routed, *self._weights))
+
+
+def kernel_takes(weight: Tensor) -> bool:
+    """Whether the CPU kernels multiply [..., out, in]."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in KERNEL_DTYPES
+        and weight.is_contiguous()
+        and cpu_path() != "none"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +87,9 @@ class Dense:
         return {}
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
-        return DenseLinear(tensors["weight"].to(dtype))
+        weight = tensors["weight"].to(dtype)
+        return DenseKernel(weight) if kernel_takes(weight) else DenseLinear(weight)
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        weights = [tensors["weight"].to(dtype) for tensors in (fc, proj)]
+        return DenseExperts(*weights) if all(map(kernel_takes, weights)) else None

@@ -3,13 +3,14 @@ static scale per tensor. The names, shapes and the sharing of scales are those o
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
+from mixtral_runtime.kernels import cpu_path
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0  # the largest finite value
@@ -50,7 +51,7 @@ def quantize_matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Fp8Linear:
-    """weight: E4M3 [out, in]; weight_scale, activation_scale: [] float32.
+    """weight: E4M3 [out, in]; weight_scale, activation_scale: [] float32. In plain PyTorch.
 
     The activations are rounded to E4M3 by the static scale, as on the GPU. Products of two E4M3 values are exact in
     float32, so only the sum is rounded.
@@ -72,6 +73,32 @@ class Fp8Linear:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return (self.weight.float() * self.weight_scale).to(dtype)
+
+
+class Fp8Kernel(Fp8Linear):
+    """The same through the CPU kernel, which adds a row's products in one order whatever the number of rows."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        scales = (self.weight_scale, self.activation_scale)
+        return cast(Tensor, torch.ops.mixtral_cpu.fp8_linear(x.contiguous(), self.weight, *scales))
+
+
+class Fp8Experts:
+    """FusedExperts of stacked weights: for fc and proj E4M3 [experts, out, in], its scales [experts, 1] and that of the
+    activations [1], both float32. What lies between the two products is rounded to the activations' dtype once, then to
+    E4M3; each expert's answer only when all are summed."""
+
+    def __init__(self, *weights: Tensor) -> None:
+        self._weights = weights
+
+    def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        routed = (x.contiguous(), experts.contiguous(), weights.contiguous())
+        return cast(Tensor, torch.ops.mixtral_cpu.fp8_experts(*routed, *self._weights))
+
+
+def kernel_takes(weight: Tensor) -> bool:
+    """Whether the CPU kernels multiply E4M3 [..., out, in]."""
+    return weight.device.type == "cpu" and weight.is_contiguous() and cpu_path() != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +134,15 @@ class Fp8:
         return {f"{stem}activation_scaling_factor": self.activation_scales[weight_name]}
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
-        return Fp8Linear(
+        kind = Fp8Kernel if kernel_takes(tensors["weight"]) else Fp8Linear
+        return kind(
             tensors["weight"],
             tensors["weights_scaling_factor"].reshape(()),
             tensors["activation_scaling_factor"].reshape(()),
         )
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
+            return None
+        names = ("weight", "weights_scaling_factor", "activation_scaling_factor")
+        return Fp8Experts(*(one[name].contiguous() for one in (fc, proj) for name in names))

@@ -6,31 +6,44 @@ transposed and the values in the kernel layout already in the checkpoint.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
-from mixtral_runtime.formats.int4 import GROUP_SIZE, LOWEST, check_shape, pack, scale_groups, unpack
+from mixtral_runtime.formats.int4 import (
+    GROUP_SIZE,
+    LOWEST,
+    KernelExperts,
+    KernelWeight,
+    check_shape,
+    kernel_linear,
+    kernel_takes,
+    pack,
+    scale_groups,
+    unpack,
+)
 
 LEVELS = 15  # steps from the lowest to the highest of 16 values
 
 
 class GptqLinear:
-    """weight: int8 bytes [out / 2, in]; scales, zeros: [out, in / 128], zeros already multiplied by the scales.
-
-    A zero is a whole number of scales. That number is restored here, so that values and zero are added exactly and the
-    weight is rounded once, in the product with the scale.
-    """
+    """weight: int8 bytes [out / 2, in]; scales, zeros: [out, in / 128], zeros already multiplied by the scales. In
+    plain PyTorch."""
 
     def __init__(self, weight: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
         self.scales = scales.to(dtype)
-        steps = zeros.float() / scales.float().where(scales != 0, 1.0)
-        self.offsets = steps.round().to(torch.int8)  # [out, in / 128], from -7 to 8
+        self._stored = (scales, zeros)
         self.out_features, self.in_features = 2 * weight.shape[0], weight.shape[1]
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int8 [out, in / 128]. Made when needed: experts that are multiplied all at once have their own."""
+        return whole_zeros(*self._stored)
 
     def __call__(self, x: Tensor) -> Tensor:
         return tiled_linear(x, scale_groups(self._integers(), self.scales, x.dtype))
@@ -41,6 +54,19 @@ class GptqLinear:
     def _integers(self) -> Tensor:
         values = unpack(self.weight).view(*self.offsets.shape, GROUP_SIZE)
         return (values + self.offsets[..., None]).flatten(1)  # from -15 to 15
+
+
+class GptqKernel(GptqLinear):
+    """The same through the CPU kernel, which unpacks in registers and does not round a value times its scale."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return kernel_linear(x, KernelWeight(self.weight, self.scales, self.offsets))
+
+
+def whole_zeros(scales: Tensor, zeros: Tensor) -> Tensor:
+    """A zero is a whole number of scales, from -7 to 8. That number, int8, is restored here, so that values and zero
+    are added exactly and the weight is rounded at most once, in the product with the scale."""
+    return (zeros.float() / scales.float().where(scales != 0, 1.0)).round().to(torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +121,18 @@ class Gptq:
         return {}
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
-        return GptqLinear(tensors["weight"], tensors["weights_scaling_factor"], tensors["zero"], dtype)
+        kind = GptqKernel if kernel_takes(tensors["weight"]) else GptqLinear
+        return kind(tensors["weight"], tensors["weights_scaling_factor"].contiguous(), tensors["zero"], dtype)
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
+            return None
+        stacks = [
+            KernelWeight(
+                one["weight"],
+                one["weights_scaling_factor"].to(dtype).contiguous(),
+                whole_zeros(one["weights_scaling_factor"], one["zero"]).contiguous(),
+            )
+            for one in (fc, proj)
+        ]
+        return KernelExperts(*stacks)

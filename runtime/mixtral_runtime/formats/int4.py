@@ -1,9 +1,12 @@
 """Signed 4-bit values in groups of 128 along `in`, stored two to a byte: what AWQ and GPTQ have in common."""
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor
 
 from mixtral_runtime.errors import InvalidArgument
+from mixtral_runtime.kernels import cpu_path
 
 GROUP_SIZE = 128  # values of one row that share a scale; the only size that TensorRT-LLM's AWQ export and ours have
 LOWEST, HIGHEST = -8, 7
@@ -63,3 +66,40 @@ def scale_groups(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Integers [out, in] times the scale of their group [out, in / 128] -> [out, in], rounded to `dtype` once."""
     groups = values.view(*scales.shape, GROUP_SIZE).to(dtype)
     return (groups * scales.to(dtype)[..., None]).flatten(1)
+
+
+class KernelWeight(NamedTuple):
+    """What the CPU kernels read of one weight, or of a stack of experts': int8 bytes [..., out / 2, in]; scales and
+    offsets [..., out, in / 128], the offsets int8 or None for zeros; prequant_scale [..., in] in the activations' dtype
+    or None. All contiguous."""
+
+    weight: Tensor
+    scales: Tensor
+    offsets: Tensor | None = None
+    prequant_scale: Tensor | None = None
+
+
+def kernel_takes(weight: Tensor) -> bool:
+    """Whether the CPU kernels multiply int8 bytes [..., out / 2, in]."""
+    return weight.device.type == "cpu" and weight.is_contiguous() and cpu_path() != "none"
+
+
+def kernel_linear(x: Tensor, weight: KernelWeight) -> Tensor:
+    """[tokens, in] -> [tokens, out] in x's dtype.
+
+    Activations become fixed-point numbers of 16 bits (float32: 32) below the largest of their group, so that a group's
+    sum is exact. The bits are the same on every path of the kernels and for every number of rows.
+    """
+    return cast(Tensor, torch.ops.mixtral_cpu.int4_linear(x.contiguous(), *weight))
+
+
+class KernelExperts:
+    """FusedExperts of stacked weights. What lies between the two products is rounded to the activations' dtype once,
+    and each expert's answer only when all are summed."""
+
+    def __init__(self, fc: KernelWeight, proj: KernelWeight) -> None:
+        self._weights = (*fc, *proj)
+
+    def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        routed = (x.contiguous(), experts.contiguous(), weights.contiguous())
+        return cast(Tensor, torch.ops.mixtral_cpu.int4_experts(*routed, *self._weights))

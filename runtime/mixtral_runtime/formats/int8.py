@@ -2,20 +2,22 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mixtral_runtime.errors import CheckpointError
-from mixtral_runtime.formats.base import Linear, TensorSpec
+from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.formats.dense import tiled_linear
 from mixtral_runtime.formats.int8_layout import check_shape, from_kernel_layout, to_kernel_layout
+from mixtral_runtime.kernels import cpu_path
 
 VALUES_AT_ONCE = 1 << 18  # 1 MiB in float32: the temporaries stay in the cache; the result does not depend on it
 # The largest float32 below one half. Adding it and truncating rounds half away from zero for every float32 up to 2^22;
 # adding 0.5 itself would round 0.49999997 up, because the sum is rounded before it is truncated.
 BELOW_HALF = 0.5 - 2.0**-25
+KERNEL_MAX_IN = 65536  # `MAX_IN` of kernels/cpu/int8.h
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ def _quantize_block(rows: Tensor, values: Tensor, scales: Tensor) -> None:
 
 
 class Int8Linear:
-    """weight int8 [out, in], `in` contiguous; scales [out] in the activations' dtype.
+    """weight int8 [out, in], `in` contiguous; scales [out] in the activations' dtype. In plain PyTorch.
 
     Which way a product is computed depends on device, dtype and the weight's shape, never on the number of rows.
     """
@@ -80,6 +82,34 @@ class Int8Linear:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return (self.weight.float() * self.scales.float()[:, None]).to(dtype)
+
+
+class Int8Kernel(Int8Linear):
+    """The same through the CPU kernel: activations as fixed-point numbers of 16 bits (float32: 24) below the largest
+    of their row, exact sums. So its bits are the same on every path of the kernels and for every number of rows."""
+
+    def __init__(self, weight: Tensor, scales: Tensor) -> None:
+        super().__init__(weight, scales)
+        self._float_scales = scales.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, torch.ops.mixtral_cpu.int8_linear(x.contiguous(), self.weight, self._float_scales))
+
+
+class Int8Experts:
+    """fc, proj: int8 [experts, out, in]; scales [experts, out] in the activations' dtype."""
+
+    def __init__(self, fc: Tensor, fc_scales: Tensor, proj: Tensor, proj_scales: Tensor) -> None:
+        self._weights = (fc, fc_scales.float(), proj, proj_scales.float())
+
+    def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        routed = (x.contiguous(), experts.contiguous(), weights.contiguous())
+        return cast(Tensor, torch.ops.mixtral_cpu.int8_experts(*routed, *self._weights))
+
+
+def kernel_takes(weight: Tensor) -> bool:
+    """Whether the CPU kernels multiply [..., out, in]. Longer rows could overflow their 32-bit sums."""
+    return weight.device.type == "cpu" and weight.shape[-1] <= KERNEL_MAX_IN and cpu_path() != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +153,14 @@ class Int8:
                 f"the int8 weights are in the {self.layout} layout, the PyTorch runtime reads plain; "
                 f"`mixtral-build engine CHECKPOINT_DIR ENGINE_DIR --runtime pytorch` converts them"
             )
-        return Int8Linear(tensors["weight"], tensors["per_channel_scale"].to(dtype))
+        kind = Int8Kernel if kernel_takes(tensors["weight"]) else Int8Linear
+        return kind(tensors["weight"].contiguous(), tensors["per_channel_scale"].to(dtype))
+
+    def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
+            return None
+        scales = [tensors["per_channel_scale"].to(dtype) for tensors in (fc, proj)]
+        return Int8Experts(fc["weight"].contiguous(), scales[0], proj["weight"].contiguous(), scales[1])
 
     def _arrange(self, weight: Tensor, layout: str) -> Tensor:
         if layout == self.layout:

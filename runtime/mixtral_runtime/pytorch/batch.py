@@ -1,7 +1,11 @@
 """The tokens of one step, of any number of sequences, as the model sees them."""
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,42 +20,61 @@ class Span:
     row: int
     start: int
     end: int
-    blocks: Tensor  # [blocks up to `end`] int64, the sequence's block table
+    blocks: Tensor  # [blocks up to `end`] int32, the sequence's block table
 
     @property
     def rows(self) -> slice:
         return slice(self.row, self.row + self.end - self.start)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
+    """span_table, block_tables: the spans as the CPU kernels read them."""
+
     token_ids: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int64, within their sequence
     slots: Tensor  # [tokens] int64, where their keys and values go
-    spans: list[Span]
+    span_table: Tensor  # [spans, 4] int64: row, start, end, first entry in block_tables
+    block_tables: Tensor  # [blocks of all spans] int32
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        tables: list[tuple[int, int, int, int]] = self.span_table.tolist()
+        return [
+            Span(row, start, end, self.block_tables[first : first + blocks_for(end)])
+            for row, start, end, first in tables
+        ]
+
+    @property
+    def last_rows(self) -> Tensor:
+        """[spans] int64, the row of each span's last token."""
+        row, start, end, _ = self.span_table.unbind(1)
+        return row + end - start - 1
 
 
 class BatchBuilder:
     """Collects the spans of a step, then moves them to the device at once."""
 
     def __init__(self) -> None:
-        self._token_ids: list[int] = []
-        self._positions: list[int] = []
-        self._slots: list[int] = []
-        self._spans: list[tuple[int, int, int, list[int]]] = []
+        self._token_ids = array("q")
+        self._span_table = array("q")
+        self._block_tables = array("i")
 
-    def add(self, token_ids: list[int], start: int, block_ids: list[int]) -> None:
+    def add(self, token_ids: Sequence[int], start: int, block_ids: Sequence[int]) -> None:
         """token_ids: at positions `start` and following of the sequence that owns `block_ids`."""
         end = start + len(token_ids)
-        positions = range(start, end)
-        self._spans.append((len(self._token_ids), start, end, block_ids[: blocks_for(end)]))
-        self._token_ids += token_ids
-        self._positions += positions
-        self._slots += [block_ids[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+        self._span_table.extend((len(self._token_ids), start, end, len(self._block_tables)))
+        self._token_ids.extend(token_ids)
+        self._block_tables.extend(block_ids[: blocks_for(end)])
 
     def build(self, device: torch.device) -> Batch:
-        tokens = torch.tensor([self._token_ids, self._positions, self._slots], device=device)
-        tables = torch.tensor([block for *_, blocks in self._spans for block in blocks], device=device)
-        split = torch.split(tables, [len(blocks) for *_, blocks in self._spans])
-        spans = [Span(row, start, end, table) for (row, start, end, _), table in zip(self._spans, split, strict=True)]
-        return Batch(tokens[0], tokens[1], tokens[2], spans)
+        spans = np.frombuffer(self._span_table, dtype=np.int64).reshape(-1, 4)
+        tables = np.frombuffer(self._block_tables, dtype=np.int32)
+        token_ids = np.frombuffer(self._token_ids, dtype=np.int64)
+        row, start, end, first = spans.T
+        lengths = end - start
+        positions = np.arange(len(token_ids)) + np.repeat(start - row, lengths)
+        blocks = tables[np.repeat(first, lengths) + positions // BLOCK_SIZE].astype(np.int64)
+        tokens = torch.from_numpy(np.stack([token_ids, positions, blocks * BLOCK_SIZE + positions % BLOCK_SIZE]))
+        moved = tokens.to(device)
+        return Batch(*moved, *(torch.from_numpy(part.copy()).to(device) for part in (spans, tables)))

@@ -1,6 +1,7 @@
 """The engine seam over the PyTorch model: one thread runs steps, any thread submits, cancels and polls."""
 
 import logging
+import math
 import time
 from dataclasses import asdict
 from itertools import count
@@ -14,10 +15,13 @@ from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.engine import EngineLimits, EngineStats, FinishReason, Output, Request, validate_request
 from mixtral_runtime.errors import CheckpointError, Internal, InvalidArgument, MixtralError, Unavailable
 from mixtral_runtime.manifest import Manifest, ModelInfo
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, BlockPool, KvCache, cache_dtype, plan_blocks
+from mixtral_runtime.pytorch.block_pool import BlockPool
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, KvCache, cache_dtype, plan_blocks
 from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
+from mixtral_runtime.pytorch.settings import PyTorchSettings
 from mixtral_runtime.pytorch.step import StepResult, run_step
 
 STOPPED = "the engine has stopped after a failure"
@@ -32,9 +36,17 @@ class PyTorchEngine:
     stats never wait for the model.
     """
 
-    def __init__(self, model: MixtralModel, limits: EngineLimits, kv_cache_tokens: int | None = None) -> None:
-        """kv_cache_tokens: None plans the cache from the limits and the free memory. Raises InvalidArgument when the
-        limits exceed the model or the memory."""
+    def __init__(
+        self,
+        model: MixtralModel,
+        limits: EngineLimits,
+        kv_cache_tokens: int | None = None,
+        settings: PyTorchSettings | None = None,
+    ) -> None:
+        """kv_cache_tokens: None plans the cache from the limits and the free memory. settings: None is the defaults.
+        Raises InvalidArgument when the limits exceed the model or the memory, or the settings the limits."""
+        settings = settings or PyTorchSettings()
+        limits = settings.lowered(limits)
         positions = model.config.max_position_embeddings
         if limits.max_seq_len > positions:
             raise InvalidArgument(f"max_seq_len is {limits.max_seq_len}, the model's limit is {positions} positions")
@@ -43,14 +55,17 @@ class PyTorchEngine:
         )
         self._model: MixtralModel | None = model
         self._cache: KvCache | None = model.new_cache(blocks)
+        self._sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
         self._vocab_size = model.config.vocab_size
         self._limits = limits
-        self._scheduler = Scheduler(limits, BlockPool(blocks))
+        self._scheduler = Scheduler(limits, BlockPool(blocks, reuse=settings.kv_cache_block_reuse))
         self._live: dict[int, Sequence] = {}
         self._news: dict[int, Sequence] = {}  # have output that was not polled
         self._ids = count(1)
         self._closing = self._stopped = self._failed = False
-        self._steps = self._prompt_tokens = self._output_tokens = 0
+        self._cancelled: list[Sequence] = []
+        self._next_deadline = math.inf  # no live sequence has an earlier one
+        self._steps = self._output_tokens = 0
         self._finished = {reason.value: 0 for reason in FinishReason}
         self._lock = Lock()
         self._wake = Condition(self._lock)  # the step thread waits here for work
@@ -60,7 +75,12 @@ class PyTorchEngine:
 
     @classmethod
     def open(
-        cls, engine_dir: Path, manifest: Manifest, device: torch.device, activation_dtype: torch.dtype | None = None
+        cls,
+        engine_dir: Path,
+        manifest: Manifest,
+        device: torch.device,
+        activation_dtype: torch.dtype | None = None,
+        settings: PyTorchSettings | None = None,
     ) -> Self:
         """Loads an engine directory. activation_dtype: None for the checkpoint's own. Raises CheckpointError when the
         checkpoint in it is damaged or is not the model of the manifest."""
@@ -73,7 +93,7 @@ class PyTorchEngine:
                     f"build the engine again with `mixtral-build engine`"
                 )
         model = MixtralModel.load(checkpoint, device, activation_dtype)
-        return cls(model, manifest.limits, manifest.kv_cache_tokens)
+        return cls(model, manifest.limits, manifest.kv_cache_tokens, settings)
 
     @property
     def limits(self) -> EngineLimits:
@@ -90,13 +110,15 @@ class PyTorchEngine:
             sequence = Sequence(next(self._ids), request, deadline)
             self._scheduler.add(sequence)
             self._live[sequence.id] = sequence
+            if deadline is not None:
+                self._next_deadline = min(self._next_deadline, deadline)
             self._wake.notify()
             return sequence.id
 
     def cancel(self, request_id: int) -> None:
         with self._lock:
             if sequence := self._live.get(request_id):
-                sequence.cancelled = True
+                self._cancelled.append(sequence)
                 self._wake.notify()
 
     def poll(self, timeout_s: float) -> list[Output]:
@@ -116,17 +138,19 @@ class PyTorchEngine:
                 kv_blocks_free=self._scheduler.pool.free,
                 tokens_per_block=BLOCK_SIZE,
                 steps=self._steps,
-                prompt_tokens=self._prompt_tokens,
+                prompt_tokens=self._scheduler.prompt_tokens,
                 output_tokens=self._output_tokens,
                 finished=dict(self._finished),
+                prefix_blocks_reused=self._scheduler.blocks_reused,
+                prefix_blocks_missed=self._scheduler.blocks_missed,
+                preemptions=self._scheduler.preemptions,
             )
 
     def close(self, drain_s: float = 0.0) -> None:
         with self._lock:
             self._closing = True
             self._output.wait_for(lambda: not self._live, drain_s)
-            for sequence in self._live.values():
-                sequence.cancelled = True
+            self._cancelled += self._live.values()
             self._stopped = True
             self._wake.notify()
         self._thread.join()
@@ -138,7 +162,7 @@ class PyTorchEngine:
             while work := self._next_work():
                 assert self._model is not None
                 assert self._cache is not None
-                results = run_step(self._model, self._cache, work)
+                results = run_step(self._model, self._cache, self._sampler, work)
                 with self._lock:
                     self._commit(results)
         except Exception:
@@ -160,12 +184,22 @@ class PyTorchEngine:
                 self._wake.wait()
 
     def _end_cancelled_and_late(self) -> None:
-        now = time.monotonic()
-        for sequence in self._scheduler.live:
-            if sequence.cancelled:
+        """Looks at every sequence only when a deadline has passed."""
+        for sequence in self._cancelled:
+            if sequence.id in self._live:
                 self._end(sequence, FinishReason.CANCELLED)
-            elif sequence.deadline is not None and now >= sequence.deadline:
+        self._cancelled.clear()
+        now = time.monotonic()
+        if now < self._next_deadline:
+            return
+        self._next_deadline = math.inf
+        for sequence in list(self._live.values()):
+            if sequence.deadline is None:
+                continue
+            if now >= sequence.deadline:
                 self._end(sequence, FinishReason.TIMEOUT)
+            else:
+                self._next_deadline = min(self._next_deadline, sequence.deadline)
 
     def _commit(self, results: list[StepResult]) -> None:
         self._steps += 1
@@ -174,9 +208,7 @@ class PyTorchEngine:
             if result.error is not None:
                 self._end(sequence, FinishReason.ERROR, result.error)
                 continue
-            if not sequence.decoding:
-                self._prompt_tokens += result.work.length
-            sequence.computed += result.work.length
+            self._scheduler.computed(result.work)
             sequence.prompt_log_probs += result.prompt_log_probs
             if result.token is None:
                 continue

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixtral_runtime.formats import Linear
+from mixtral_runtime.formats import FusedExperts, Linear
 
 # PyTorch's CPU kernels split work of this many elements over threads, at any element, and compute the ends of a split
 # with another `exp` than the middle. Below it, an element's bits depend on its place in its row alone.
@@ -25,14 +25,19 @@ class Experts:
     """All experts of one layer. The engine reaches their weights through here alone, so that caching can be added.
 
     fc: [hidden] -> [2 * intermediate], up projection (w3) first, gate (w1) second. proj: w2, back to [hidden].
+    fused: the same weights in one call, where the format has a kernel for it; leave it out to multiply by other Linear
+    objects than the format's own.
     """
 
-    def __init__(self, fc: list[Linear], proj: list[Linear]) -> None:
+    def __init__(self, fc: list[Linear], proj: list[Linear], fused: FusedExperts | None = None) -> None:
         self.fc = fc
         self.proj = proj
+        self._fused = fused
 
     def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x: [tokens, hidden]; experts, weights: [tokens, top_k] from `route`."""
+        if self._fused is not None:
+            return self._fused(x, experts, weights)
         tokens, top_k = experts.shape
         chosen = experts.flatten()  # [tokens * top_k]
         counts = chosen.bincount(minlength=len(self.fc)).tolist()

@@ -1,6 +1,4 @@
-"""The paged KV cache: which block belongs to which sequence, and the tensor that holds the blocks."""
-
-from collections import deque
+"""The paged KV cache: the tensor that holds the blocks, and how many there are."""
 
 import torch
 from torch import Tensor
@@ -16,35 +14,12 @@ BLOCK_SIZE = TOKENS_PER_BLOCK  # a multiple of the attention's tile, so that no 
 GIB = 2**30
 
 
-class BlockPool:
-    """Block numbers only. A block is free or owned by exactly one sequence."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = deque(range(total))
-        self._owner: dict[int, int] = {}
-
-    @property
-    def free(self) -> int:
-        return len(self._free)
-
-    def allocate(self, owner: int, count: int) -> list[int]:
-        assert 0 < count <= len(self._free), f"{count} blocks asked, {len(self._free)} are free"
-        blocks = [self._free.popleft() for _ in range(count)]
-        for block in blocks:
-            assert block not in self._owner
-            self._owner[block] = owner
-        return blocks
-
-    def release(self, owner: int, blocks: list[int]) -> None:
-        for block in blocks:
-            assert self._owner.pop(block) == owner, f"block {block} is not owned by sequence {owner}"
-            self._free.append(block)
-        assert len(self._free) + len(self._owner) == self.total
-
-
 class KvCache:
-    """Keys and values of all layers. A slot is the place of one token: block number * BLOCK_SIZE + offset."""
+    """Keys and values of all layers. A slot is the place of one token: block number * BLOCK_SIZE + offset.
+
+    storage: [layers, 2, blocks, BLOCK_SIZE, kv_heads, head_size] in the activations' dtype, or E4M3 as uint8 in units
+    of scales: [layers] float32. `write` and `read` are the plain way to it; the CPU kernels have their own.
+    """
 
     def __init__(
         self,
@@ -58,17 +33,17 @@ class KvCache:
         stored = cache_dtype(config, dtype)
         assert (scales is not None) == (stored == E4M3), stored
         shape = (config.num_hidden_layers, 2, total_blocks, BLOCK_SIZE, config.num_key_value_heads, config.head_size)
-        self._storage = torch.zeros(shape, device=device, dtype=torch.uint8 if stored == E4M3 else stored)
-        self._scales = scales
+        self.storage = torch.zeros(shape, device=device, dtype=torch.uint8 if stored == E4M3 else stored)
+        self.scales = scales
         self._dtype = dtype
 
     @property
     def total_blocks(self) -> int:
-        return self._storage.shape[2]
+        return self.storage.shape[2]
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """slots: [tokens] int64. keys, values: [tokens, kv_heads, head_size]."""
-        flat = self._storage[layer].flatten(1, 2)  # [2, slots, kv_heads, head_size]
+        flat = self.storage[layer].flatten(1, 2)  # [2, slots, kv_heads, head_size]
         flat[0].index_copy_(0, slots, self._pack(layer, keys))
         flat[1].index_copy_(0, slots, self._pack(layer, values))
 
@@ -78,7 +53,7 @@ class KvCache:
         A block keeps what its last owner wrote. Masked keys have weight 0, but 0 * NaN is NaN: without the zeros a
         sequence that overflowed could spoil the next owner of its blocks.
         """
-        stored = self._storage[layer].index_select(1, blocks).flatten(1, 2)  # [2, slots, kv_heads, head_size]
+        stored = self.storage[layer].index_select(1, blocks).flatten(1, 2)  # [2, slots, kv_heads, head_size]
         keys, values = self._unpack(layer, stored)
         keys[length:] = 0
         values[length:] = 0
@@ -86,12 +61,12 @@ class KvCache:
 
     def _pack(self, layer: int, values: Tensor) -> Tensor:
         # Indexing is not implemented for FP8, so that its bytes are stored.
-        return values if self._scales is None else to_e4m3(values, self._scales[layer]).view(torch.uint8)
+        return values if self.scales is None else to_e4m3(values, self.scales[layer]).view(torch.uint8)
 
     def _unpack(self, layer: int, stored: Tensor) -> Tensor:
-        if self._scales is None:
+        if self.scales is None:
             return stored
-        return (stored.view(E4M3).float() * self._scales[layer]).to(self._dtype)
+        return (stored.view(E4M3).float() * self.scales[layer]).to(self._dtype)
 
 
 def cache_dtype(config: CheckpointConfig, dtype: torch.dtype) -> torch.dtype:
@@ -114,8 +89,9 @@ def plan_blocks(
     per_token = kv_bytes_per_token(config, dtype.itemsize)
     is_gpu = device.type == "cuda"
     # A GPU's weights are loaded by now; a CPU's are mapped, and the memory they will need still counts as free.
-    free = torch.cuda.mem_get_info(device)[0] if is_gpu else available_memory() - model_size(config).weights
-    budget = kv_budget(free - step_bytes(config, limits.max_num_tokens, limits.max_batch_size), is_gpu=is_gpu)
+    free = torch.cuda.mem_get_info(device)[0] if is_gpu else available_memory()
+    free -= step_bytes(config, limits.max_num_tokens, limits.max_batch_size)
+    budget = kv_budget(free, 0 if is_gpu else model_size(config).weights, is_gpu=is_gpu)
     room = budget // (per_token * BLOCK_SIZE)  # blocks
     needed = blocks_for(limits.max_seq_len)
     if kv_cache_tokens is None:

@@ -12,11 +12,11 @@ from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import Linear
 from mixtral_runtime.plan import blocks_for
-from mixtral_runtime.pytorch.attention import PagedAttention
+from mixtral_runtime.pytorch.attention import paged_attention
 from mixtral_runtime.pytorch.batch import Batch, BatchBuilder
-from mixtral_runtime.pytorch.experts import Experts, route
+from mixtral_runtime.pytorch.experts import Experts
 from mixtral_runtime.pytorch.kv_cache import KvCache
-from mixtral_runtime.pytorch.rotary import Rotary
+from mixtral_runtime.pytorch.layer_ops import layer_ops
 from mixtral_runtime.pytorch.weights import WeightLoader
 
 EVALUATION_CHUNK = 512  # tokens of one prefill step of `forward_logits`
@@ -52,10 +52,12 @@ class MixtralModel:
         self.dtype = dtype
         self._embedding = embedding  # [vocab, hidden]
         self._layers = layers
-        self._final_norm = final_norm  # [hidden] float32
         self._lm_head = lm_head
-        self._rotary = Rotary(config.head_size, config.rotary_base, config.max_position_embeddings, device)
-        self._attention = PagedAttention(config, device, dtype)
+        self._attention = paged_attention(config, device, dtype)
+        self._ops = layer_ops(config.norm_epsilon, config.moe.top_k, device)
+        self._routers = [layer.router.dequantize(torch.float32) for layer in layers]  # [experts, hidden] each
+        # A layer's output goes through the next one's norm at once, the last one's through the final norm.
+        self._next_norms = [*(layer.input_layernorm for layer in layers[1:]), final_norm]
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
@@ -81,12 +83,13 @@ class MixtralModel:
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Writes the batch's keys and values into the cache and returns [tokens, hidden], ready for `logits`."""
         x = F.embedding(batch.token_ids, self._embedding).to(self.dtype)  # [tokens, hidden]
+        normed = self._ops.norm(x, self._layers[0].input_layernorm)
         for i, layer in enumerate(self._layers):
-            x = x + self._attend(i, layer, self._norm(x, layer.input_layernorm), batch, cache)
-            normed = self._norm(x, layer.post_layernorm)
-            experts, weights = route(layer.router(normed.float()), self.config.moe.top_k)
-            x = x + layer.experts(normed, experts, weights)
-        return self._norm(x, self._final_norm)
+            attended = self._attention(i, layer.qkv(normed), cache, batch)
+            x, normed = self._ops.add_norm(x, layer.dense(attended), layer.post_layernorm)
+            routed = self._ops.route(normed, self._routers[i])
+            x, normed = self._ops.add_norm(x, layer.experts(normed, *routed), self._next_norms[i])
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] of `forward` -> [rows, vocab] float32."""
@@ -110,20 +113,6 @@ class MixtralModel:
             logits.append(self.logits(self.forward(builder.build(self.device), cache)))
         return torch.cat(logits)
 
-    def _attend(self, index: int, layer: Layer, x: Tensor, batch: Batch, cache: KvCache) -> Tensor:
-        config = self.config
-        qkv = layer.qkv(x).view(len(x), -1, config.head_size)  # [tokens, heads + 2 * kv_heads, head_size]
-        queries, keys, values = torch.split(
-            qkv, [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads], dim=1
-        )
-        cache.write(index, batch.slots, self._rotary(keys, batch.positions), values)
-        queries = self._rotary(queries, batch.positions).flatten(1)  # [tokens, heads * head_size]
-        return layer.dense(self._attention(index, queries, cache, batch))
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) in float32, returned in the activations' dtype."""
-        return F.rms_norm(x.float(), weight.shape, weight, self.config.norm_epsilon).to(self.dtype)
-
 
 def load_layer(weights: WeightLoader, prefix: str) -> Layer:
     """prefix: such as `transformer.layers.0`."""
@@ -133,6 +122,6 @@ def load_layer(weights: WeightLoader, prefix: str) -> Layer:
         dense=weights.linear(f"{prefix}.attention.dense"),
         post_layernorm=weights.norm(f"{prefix}.post_layernorm"),
         router=weights.dense(f"{prefix}.mlp.router", torch.float32),
-        experts=Experts(weights.experts(f"{prefix}.mlp.fc"), weights.experts(f"{prefix}.mlp.proj")),
+        experts=weights.experts(f"{prefix}.mlp"),
         kv_scale=weights.kv_scale(f"{prefix}.attention"),
     )

@@ -11,12 +11,12 @@ class Rotary:
         exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
         frequencies = 1.0 / base**exponents  # [head_size / 2]
         angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
-        self._cos = angles.cos().to(device)  # [positions, head_size / 2] float32
-        self._sin = angles.sin().to(device)
+        self.cos = angles.cos().to(device)  # [positions, head_size / 2] float32, and so is sin
+        self.sin = angles.sin().to(device)
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """x: [tokens, heads, head_size], positions: [tokens]. In float32, returned in x's dtype."""
-        cos = self._cos[positions][:, None]  # [tokens, 1, head_size / 2]
-        sin = self._sin[positions][:, None]
+        cos = self.cos[positions][:, None]  # [tokens, 1, head_size / 2]
+        sin = self.sin[positions][:, None]
         low, high = x.float().chunk(2, dim=-1)
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)

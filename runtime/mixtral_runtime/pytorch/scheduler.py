@@ -1,4 +1,4 @@
-"""Who runs in the next step: in-flight batching with chunked prefill."""
+"""Who runs in the next step: in-flight batching with chunked prefill, prefix reuse and preemption."""
 
 import time
 from bisect import insort
@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument, Unavailable
 from mixtral_runtime.plan import blocks_for
-from mixtral_runtime.pytorch.kv_cache import BlockPool
+from mixtral_runtime.pytorch.block_pool import BlockPool
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
 from mixtral_runtime.pytorch.sequence import Sequence
+
+# Requests. Priority is a head start in the order of arrival: one of priority 1 goes before those of priority 0 that
+# came up to so many requests earlier, and no request is ever overtaken by more than these.
+HEAD_START = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +29,19 @@ class Work:
         return self.length == self.sequence.pending
 
 
-class Scheduler:
-    """Sequences wait in order of priority, then arrival, and run from their admission to their end.
+def rank(sequence: Sequence) -> tuple[float, int]:
+    """The lower goes first. It never changes, so whoever waits comes to the front in the end."""
+    return sequence.id - HEAD_START * sequence.request.priority, sequence.id
 
-    A sequence is admitted when the blocks for its prompt and its longest output are free, and owns them to its end
-    (TensorRT-LLM's GUARANTEED_NO_EVICT): none ever waits for another's memory while it runs, so there is no deadlock.
-    The head of the queue is not overtaken, so a long request cannot starve behind short ones.
+
+class Scheduler:
+    """Sequences wait and run in order of `rank`.
+
+    One is admitted when the blocks for its tokens are free, beside one for each sequence that runs, into which these
+    can grow; the first in the queue is not overtaken, so a long request cannot starve behind short ones. Output takes
+    its blocks as it grows. When none is free the running sequence of the last rank gives way: its blocks are released
+    and it waits again, to be computed anew from the tokens it has by then. The first in rank never gives way and the
+    pool holds a longest sequence, so it always gets on, and with it all of them.
     """
 
     def __init__(self, limits: EngineLimits, pool: BlockPool) -> None:
@@ -42,25 +54,23 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.pool = pool
+        self.preemptions = 0
+        self.prompt_tokens = 0  # of prompts, computed or reused, each once
+        self.blocks_reused = self.blocks_missed = 0  # full blocks of prompts, each once
         self._limits = limits
-
-    @property
-    def live(self) -> list[Sequence]:
-        return self.running + self.waiting
 
     def add(self, sequence: Sequence) -> None:
         """Raises Unavailable when the queue is full."""
         limit = self._limits.max_queue_size
         if len(self.waiting) >= limit:
             raise Unavailable(f"the queue is full: {len(self.waiting)} requests wait, the limit is {limit}")
-        insort(self.waiting, sequence, key=lambda s: (-s.request.priority, s.id))
+        insort(self.waiting, sequence, key=rank)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a live sequence out of the queue or the batch and frees its blocks."""
-        if sequence in self.running:
+        if sequence.block_ids:
             self.running.remove(sequence)
-            self.pool.release(sequence.id, sequence.block_ids)
-            sequence.block_ids = []
+            self._release(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -68,27 +78,110 @@ class Scheduler:
         """The work of the next step, empty only when nothing is live.
 
         Decode comes first and always fits, so it never starves; prefill chunks share the rest of max_num_tokens in
-        order of admission, and what is left admits from the queue.
+        order of rank, those of new sequences among them.
         """
-        decoding = [s for s in self.running if s.decoding]
-        work = [Work(s, 1) for s in decoding]
+        work: list[Work] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running.copy():  # in order of rank: whoever gives way comes later than who needs a block
+            if not sequence.block_ids:  # gave way to one before it
+                continue
+            if sequence.pending > 1:
+                prefilling.append(sequence)
+            elif self._grow(sequence):
+                work.append(Work(sequence, 1))
         budget = self._limits.max_num_tokens - len(work)
-        prefilling = [s for s in self.running if not s.decoding]
-        while budget > 0 and (sequence := prefilling.pop(0) if prefilling else self._admit()):
+        prefilling = [sequence for sequence in prefilling if sequence.block_ids]
+        admitting = True
+        while budget > 0:
+            if admitting and self.waiting and (not prefilling or rank(self.waiting[0]) < rank(prefilling[0])):
+                if admitting := self._admit():
+                    prefilling.insert(0, self.waiting.pop(0))
+                continue
+            if not prefilling:
+                break
+            sequence = prefilling.pop(0)
+            self._reuse(sequence)
             length = min(sequence.pending, budget)
             work.append(Work(sequence, length))
             budget -= length
-        assert work or not self.live
+        assert work or not (self.running or self.waiting)
         return work
 
-    def _admit(self) -> Sequence | None:
-        if not self.waiting or len(self.running) >= self._limits.max_batch_size:
-            return None
-        needed = blocks_for(self.waiting[0].max_cached_tokens)
-        if needed > self.pool.free:
-            return None
-        sequence = self.waiting.pop(0)
-        sequence.admitted_at = time.monotonic()
-        sequence.block_ids = self.pool.allocate(sequence.id, needed)
-        self.running.append(sequence)
-        return sequence
+    def computed(self, work: Work) -> None:
+        """The step has written the keys and values of this work."""
+        sequence = work.sequence
+        before = sequence.computed
+        sequence.computed += work.length
+        self.blocks_missed += self._count(sequence)
+        full = range(before // BLOCK_SIZE, sequence.computed // BLOCK_SIZE) if self.pool.reuse else ()
+        for index in full:
+            self.pool.publish(sequence.block_ids[index], sequence.block_key(index))
+
+    def _admit(self) -> bool:
+        """Gives the first in the queue its blocks and a place in the batch, where there are both."""
+        if len(self.running) >= self._limits.max_batch_size:
+            return False
+        sequence = self.waiting[0]
+        found = self._find(sequence)
+        needed = blocks_for(len(sequence.tokens)) - len(found)
+        idle = sum(self.pool.references(block) == 0 for block in found)
+        if needed + len(self.running) > self.pool.free - idle:
+            return False
+        for block in found:
+            self.pool.share(block)
+        sequence.block_ids = found + self.pool.allocate(needed)
+        sequence.admitted_at = sequence.admitted_at or time.monotonic()
+        insort(self.running, sequence, key=rank)
+        return True
+
+    def _find(self, sequence: Sequence) -> list[int]:
+        """The published blocks with which the sequence's tokens begin, as many as it may take over."""
+        found: list[int] = []
+        for index in range(sequence.reusable_tokens // BLOCK_SIZE):
+            block = self.pool.find(sequence.block_key(index)) if self.pool.reuse else None
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Goes over the blocks that need not be computed: those taken over at the admission, and those that another
+        sequence has published since, which replace its own."""
+        if not self.pool.reuse:
+            return
+        while (index := sequence.computed // BLOCK_SIZE) < sequence.reusable_tokens // BLOCK_SIZE:
+            block, own = self.pool.find(sequence.block_key(index)), sequence.block_ids[index]
+            if block is None:
+                return
+            if block != own:
+                self.pool.share(block)
+                self.pool.release([own])
+                sequence.block_ids[index] = block
+            sequence.computed = (index + 1) * BLOCK_SIZE
+            self.blocks_reused += self._count(sequence)
+
+    def _count(self, sequence: Sequence) -> int:
+        """Takes note of the prompt tokens that were not counted yet; how many full blocks end among them."""
+        known = min(sequence.computed, sequence.prompt_len)
+        before, sequence.counted = sequence.counted, max(sequence.counted, known)
+        self.prompt_tokens += sequence.counted - before
+        return sequence.counted // BLOCK_SIZE - before // BLOCK_SIZE
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """A block for the next token where the last is full. False when the sequence itself had to give way."""
+        if sequence.computed < len(sequence.block_ids) * BLOCK_SIZE:
+            return True
+        while not self.pool.free:
+            last = self.running.pop()
+            self._release(last)
+            self.preemptions += 1
+            insort(self.waiting, last, key=rank)
+            if last is sequence:
+                return False
+        sequence.block_ids += self.pool.allocate(1)
+        return True
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.computed = 0

@@ -5,36 +5,37 @@ from dataclasses import dataclass, field
 
 from mixtral_runtime.engine import Counts, FinishReason, Output, Request, TopLogProbs
 from mixtral_runtime.errors import MixtralError
-from mixtral_runtime.pytorch.sampler import Constraints
+from mixtral_runtime.pytorch.block_pool import block_key
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """tokens: prompt and output. computed: how many of them have their keys and values in the cache; what is missing is
-    the work left before the next token can be sampled. deadline, submitted_at, admitted_at: on the monotonic clock,
+    the work left before the next token can be sampled. block_ids: where they are, none while it waits. counted: prompt
+    tokens that the statistics have. deadline, submitted_at, admitted_at (for the first time): on the monotonic clock,
     None for none and not yet."""
 
     id: int
     request: Request
     deadline: float | None
     tokens: list[int] = field(init=False)
-    constraints: Constraints = field(init=False)
     computed: int = 0
+    counted: int = 0
     block_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top_log_probs: list[TopLogProbs] = field(default_factory=list)
     prompt_log_probs: list[float] = field(default_factory=list)
-    cancelled: bool = False
     finish_reason: FinishReason | None = None
     error: MixtralError | None = None
     submitted_at: float = field(default_factory=time.monotonic)
     admitted_at: float | None = None
     _delivered: int = 0  # output tokens that were handed out
     _begun: bool = False  # whether there was an output
+    _block_keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
-        self.constraints = Constraints.of(self.request)
 
     @property
     def prompt_len(self) -> int:
@@ -46,17 +47,25 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens to compute before the next can be sampled: the rest of the prompt, or the one just sampled."""
+        """Tokens to compute before the next can be sampled: the one just sampled, or what is left of the prompt and,
+        after a preemption, of the output."""
         return len(self.tokens) - self.computed
 
     @property
-    def decoding(self) -> bool:
-        return self.computed >= self.prompt_len
+    def reusable_tokens(self) -> int:
+        """So many of the first tokens need not be computed if the cache has them. The last one's logits are needed; so
+        are those of a prompt whose log probabilities are wanted and not there yet."""
+        known = len(self.prompt_log_probs)
+        if self.request.return_prompt_log_probs and known < self.prompt_len - 1:
+            return known
+        return len(self.tokens) - 1
 
-    @property
-    def max_cached_tokens(self) -> int:
-        """The last token that is sampled is never computed."""
-        return self.prompt_len + self.request.max_tokens - 1
+    def block_key(self, index: int) -> bytes:
+        """The key of block `index`, which the tokens fill."""
+        keys = self._block_keys
+        for start in range(len(keys) * BLOCK_SIZE, (index + 1) * BLOCK_SIZE, BLOCK_SIZE):
+            keys.append(block_key(keys[-1] if keys else b"", self.tokens[start : start + BLOCK_SIZE]))
+        return keys[index]
 
     def append(self, token: int, log_prob: float | None, top: TopLogProbs | None) -> None:
         """Takes a sampled token and sets the finish reason if it is the last. The end token is not part of the output,
@@ -81,7 +90,7 @@ class Sequence:
     def take_output(self) -> Output:
         """Everything since the last output: however late the caller comes, nothing is lost and it gets one output."""
         request, since = self.request, self._delivered
-        with_prompt = request.return_prompt_log_probs and self.decoding and not self._begun
+        with_prompt = request.return_prompt_log_probs and self.counted == self.prompt_len and not self._begun
         queued_s = None if self._begun or self.admitted_at is None else self.admitted_at - self.submitted_at
         self._begun, self._delivered = True, self.output_len
         return Output(

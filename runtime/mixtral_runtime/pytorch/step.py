@@ -1,9 +1,11 @@
 """One step of the model: the scheduled tokens in, sampled tokens and log probabilities out.
 
-Nothing is changed but the cache, at slots that a repetition writes alike: a step that raised can be tried again.
+Until its end nothing is changed but the cache, at slots that a repetition writes alike: a step that raised can be tried
+again.
 """
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,10 +13,11 @@ from torch import Tensor
 
 from mixtral_runtime.engine import TopLogProbs
 from mixtral_runtime.errors import Internal
+from mixtral_runtime.pytorch import log_probs
 from mixtral_runtime.pytorch.batch import BatchBuilder
 from mixtral_runtime.pytorch.kv_cache import KvCache
 from mixtral_runtime.pytorch.model import MixtralModel
-from mixtral_runtime.pytorch.sampler import Draw, sample, token_log_probs, top_log_probs
+from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Work
 
 LOGITS_ROWS = 64  # of a prompt at once: the logits of a whole prompt could outgrow the model
@@ -34,20 +37,21 @@ class StepResult:
     error: Internal | None = None
 
 
-def run_step(model: MixtralModel, cache: KvCache, work: list[Work]) -> list[StepResult]:
+def run_step(model: MixtralModel, cache: KvCache, sampler: Sampler, work: list[Work]) -> list[StepResult]:
     """One result per work, in order. When the step raises, each sequence is tried alone, which gives it the same
     tokens, so that only those fail that fail alone; the traceback is logged and kept from the user."""
     try:
-        return _run(model, cache, work)
+        return _run(model, cache, sampler, work)
     except Exception:
         logger.exception("a step of %d sequences failed", len(work))
+        sampler.forget()
     if len(work) == 1:
         return [StepResult(work[0], error=Internal("the engine failed to compute this request"))]
-    return [result for one in work for result in run_step(model, cache, [one])]
+    return [result for one in work for result in run_step(model, cache, sampler, [one])]
 
 
 @torch.inference_mode()
-def _run(model: MixtralModel, cache: KvCache, work: list[Work]) -> list[StepResult]:
+def _run(model: MixtralModel, cache: KvCache, sampler: Sampler, work: list[Work]) -> list[StepResult]:
     builder = BatchBuilder()
     for one in work:
         sequence = one.sequence
@@ -63,43 +67,49 @@ def _run(model: MixtralModel, cache: KvCache, work: list[Work]) -> list[StepResu
     complete = [i for i, one in enumerate(work) if one.completes]
     if complete:
         last_rows = torch.tensor([batch.spans[i].rows.stop - 1 for i in complete], device=model.device)
-        _sample(model.logits(hidden[last_rows]), [results[i] for i in complete])
+        _sample(sampler, model.logits(hidden[last_rows]), [results[i] for i in complete])
     return results
 
 
-def _sample(logits: Tensor, results: list[StepResult]) -> None:
+def _sample(sampler: Sampler, logits: Tensor, results: list[StepResult]) -> None:
     """logits: [rows, vocab] float32, a row per result. Overflow is one request's misfortune, not the batch's."""
-    finite = logits.isfinite().all(dim=-1)  # [rows]
-    tokens = sample(logits.nan_to_num(), [_draw(result.work) for result in results])
-    log_probs = token_log_probs(logits, tokens) if any(_wants_log_probs(result) for result in results) else None
-    for row, (result, token, ok) in enumerate(zip(results, tokens.tolist(), finite.tolist(), strict=True)):
-        if not ok:
+    least, largest = logits.aminmax(dim=-1)  # [rows]
+    finite = ((least > -math.inf) & (largest < math.inf)).tolist()  # NaN is neither
+    if not all(finite):
+        logits = logits.nan_to_num()
+    tokens = sampler.sample(logits, [result.work.sequence for result in results])
+    wanted = [row for row, result in enumerate(results) if result.work.sequence.request.return_log_probs]
+    if wanted:
+        _log_probs(logits[wanted], tokens[wanted], [results[row] for row in wanted])
+    for result, token, ok in zip(results, tokens.tolist(), finite, strict=True):
+        if ok:
+            result.token = token
+        else:
             result.error = Internal("the model's logits overflowed for this request")
-            continue
-        result.token = token
-        if log_probs is not None and _wants_log_probs(result):
-            result.log_prob = log_probs[row]
-        if count := result.work.sequence.request.top_log_probs:
-            result.top_log_probs = top_log_probs(logits[row], count)
+    sampler.append(tokens)
 
 
-def _draw(work: Work) -> Draw:
-    sequence = work.sequence
-    return Draw(
-        sequence.request.sampling, sequence.output_len, sequence.tokens, sequence.prompt_len, sequence.constraints
-    )
-
-
-def _wants_log_probs(result: StepResult) -> bool:
-    return result.work.sequence.request.return_log_probs
+def _log_probs(logits: Tensor, tokens: Tensor, results: list[StepResult]) -> None:
+    normalised = logits.log_softmax(dim=-1)
+    counts = [result.work.sequence.request.top_log_probs for result in results]
+    for result, log_prob in zip(results, log_probs.of_tokens(normalised, tokens), strict=True):
+        result.log_prob = log_prob
+    rows = [row for row, count in enumerate(counts) if count]
+    if rows:
+        tops = log_probs.most_likely(normalised[rows], [counts[row] for row in rows])
+        for row, top in zip(rows, tops, strict=True):
+            results[row].top_log_probs = top
 
 
 def _prompt_log_probs(model: MixtralModel, hidden: Tensor, work: Work) -> list[float]:
-    """hidden: [length, hidden], whose row i predicts the token after it. Only prompt tokens are looked up."""
+    """hidden: [length, hidden], whose row i predicts the token after it. Only prompt tokens are looked up, and after a
+    preemption only those that were not before."""
     sequence = work.sequence
-    targets = sequence.request.prompt_ids[sequence.computed + 1 : sequence.computed + 1 + work.length]
+    start = max(sequence.computed, len(sequence.prompt_log_probs))
+    hidden = hidden[start - sequence.computed :]
+    targets = sequence.request.prompt_ids[start + 1 : sequence.computed + 1 + work.length]
     found: list[float] = []
     for start in range(0, len(targets), LOGITS_ROWS):
         chunk = torch.tensor(targets[start : start + LOGITS_ROWS], device=model.device)
-        found += token_log_probs(model.logits(hidden[start : start + len(chunk)]), chunk)
+        found += log_probs.of_tokens(model.logits(hidden[start : start + len(chunk)]).log_softmax(dim=-1), chunk)
     return found

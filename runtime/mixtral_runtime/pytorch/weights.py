@@ -6,6 +6,7 @@ from torch import Tensor
 from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.errors import CheckpointError
 from mixtral_runtime.formats import Linear, get_format
+from mixtral_runtime.pytorch.experts import Experts
 from mixtral_runtime.tensor_names import KV_SCALE, checkpoint_format, weights
 
 
@@ -44,14 +45,11 @@ class WeightLoader:
     def linear(self, name: str) -> Linear:
         return self._format.linear(self._quantized(name), self._dtype)
 
-    def experts(self, name: str) -> list[Linear]:
-        """One Linear per expert, over views of the stacked tensors; what is not stacked belongs to all of them."""
-        stacked = self._quantized(name)
-        count = self._checkpoint.config.moe.num_experts
-        return [
-            self._format.linear({k: t[i] if len(t) == count else t for k, t in stacked.items()}, self._dtype)
-            for i in range(count)
-        ]
+    def experts(self, name: str) -> Experts:
+        """name: of the layer's mixture, such as `transformer.layers.0.mlp`."""
+        fc, proj = (self._quantized(f"{name}.{matrix}") for matrix in ("fc", "proj"))
+        fused = self._format.fused_experts(fc, proj, self._dtype)
+        return Experts(self._one_by_one(fc), self._one_by_one(proj), fused)
 
     def kv_scale(self, name: str) -> Tensor | None:
         """[1] float32 of an attention's FP8 KV cache, None when the cache is in 16 bits."""
@@ -63,3 +61,11 @@ class WeightLoader:
         weight = f"{name}.weight"
         specs = self._format.specs(weight, self._shapes[weight], self._checkpoint.config.torch_dtype)
         return {spec.name.removeprefix(f"{name}."): self.tensor(spec.name) for spec in specs}
+
+    def _one_by_one(self, stacked: dict[str, Tensor]) -> list[Linear]:
+        """One Linear per expert, over views of the stacked tensors; what is not stacked belongs to all of them."""
+        count = self._checkpoint.config.moe.num_experts
+        return [
+            self._format.linear({k: t[i] if len(t) == count else t for k, t in stacked.items()}, self._dtype)
+            for i in range(count)
+        ]
