@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from fuzz_cases import Case, WireTensor
+from fuzz_requests import Case, WireTensor
 from system_server import Server
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 

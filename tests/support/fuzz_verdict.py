@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from fuzz_calls import Reply
-from fuzz_cases import Case
+from fuzz_requests import Case
 
 OURS = re.compile(r"(INVALID_ARGUMENT|UNAVAILABLE|INTERNAL): .")
 # How the server names itself in front of our sentence.

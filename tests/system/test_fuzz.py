@@ -17,7 +17,8 @@ import numpy as np
 import psutil
 import pytest
 from fuzz_calls import send
-from fuzz_cases import Case, WireTensor, cases, models
+from fuzz_cases import cases
+from fuzz_requests import Case, WireTensor, models
 from fuzz_verdict import fault
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
