@@ -233,4 +233,4 @@ def test_memory_is_bounded_by_one_layer(tmp_path: Path) -> None:
             [sys.executable, "-c", MEASURE, str(tmp_path)], check=True, capture_output=True, text=True
         ).stdout
     )
-    assert peak < 2.5 * layer_bytes  # a layer, the activations of 512 tokens, and what the allocator keeps
+    assert peak < 3 * layer_bytes  # of ten: a layer, the activations of 512 tokens, and what the allocator keeps
