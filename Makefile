@@ -36,7 +36,7 @@ CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
 .PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
-	bench-text bench-generator bench-quality bench-presets bench-peers bench-faults bench-aiperf clean \
+	bench-text bench-generator bench-gateway bench-quality bench-presets bench-peers bench-faults bench-aiperf clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -133,6 +133,10 @@ bench-text: $(READY)  ## Measure detokenizer and tokenizer by themselves: cost p
 
 bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench` carries itself.
 	@$(BIN)python3 benchmarks/load_generator.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-gateway: $(READY)  ## Measure the OpenAI gateway beside direct gRPC: processor time a chunk, throughput, latency.
+	@PYTHONPATH=benchmarks/synthetic $(BIN)python3 benchmarks/gateway.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
 
 bench-faults: $(READY)  ## Break servers in every way of the tests and write what clients saw into docs/reliability.md.

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import performance_tables as tables
+from gateway_table import gateway
 
 from mixtral_client.bench.presets import PRESETS
 
@@ -60,6 +61,15 @@ SECTIONS = (
         "paced load when the 99th percentile of what it adds stays below 100 ms and the median does not grow.",
         tables.streaming,
         "streaming.png",
+    ),
+    Section(
+        "OpenAI gateway",
+        "gateway.json",
+        "make bench-gateway",
+        "The synthetic engine behind Triton, asked through the gateway and over gRPC in alternation; server, gateway\n"
+        "and load share the machine. Lag: from a token's making to its arrival. Why: [gateway.md](gateway.md).",
+        gateway,
+        "gateway.png",
     ),
     Section(
         "PyTorch engine",
