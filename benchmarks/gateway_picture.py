@@ -18,9 +18,10 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     """Processor time per chunk, tokens/s and the way of a token, each point a measurement."""
     points = report["points"]
     figure, (cpu, speed, lag) = plt.subplots(1, 3, figsize=(17, 4.8), layout="constrained")
-    _cpu(cpu, points)
+    paced = [point for point in points if point["step_s"]]  # without a pace a chunk has hundreds of tokens
+    _cpu(cpu, paced)
     _speed(speed, [point for point in points if point["streams"] > 1])
-    _lag(lag, [point for point in points if point["step_s"]])
+    _lag(lag, paced)
     for axes in (cpu, speed, lag):
         axes.grid(alpha=0.3, axis="y")
     cpu.set_ylim(bottom=0)

@@ -11,6 +11,7 @@ def gateway(report: Mapping[str, Any]) -> str:
     rows: Rows = [
         (
             "load",
+            "tokens a chunk",
             "processor time a chunk, µs",
             "tokens/s: direct, gateway / direct",
             "TTFT, ms: direct, added",
@@ -23,6 +24,7 @@ def gateway(report: Mapping[str, Any]) -> str:
         rows.append(
             (
                 _load(point),
+                spread((point["streams"] * point["tokens"] / one["chunks"] for one in point["gateway"]), 1),
                 spread(summary["cpu_us_per_chunk"], 0),
                 f"{summary['tokens_per_s']['direct']:,.0f}, {spread(summary['throughput_share'])}"
                 if point["streams"] > 1
