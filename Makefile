@@ -40,7 +40,8 @@ CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
 .PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
-	bench-text bench-generator bench-quality bench-presets bench-peers bench-engine bench-faults bench-aiperf clean \
+	bench-text bench-generator bench-gateway bench-quality bench-presets bench-peers bench-engine bench-faults bench-aiperf \
+	clean \
 	image image-cpu container-engine container-serve check-container
 
 help:  ## List the targets.
@@ -145,6 +146,10 @@ bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench`
 bench-engine: $(READY)  ## Measure the PyTorch engine on this CPU beside llama.cpp, transformers and the memory's speed.
 	@$(LLAMA_CPP)
 	@$(BIN)python3 benchmarks/engine.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/performance_page.py
+
+bench-gateway: $(READY)  ## Measure the OpenAI gateway beside direct gRPC: processor time a chunk, throughput, latency.
+	@PYTHONPATH=benchmarks/synthetic $(BIN)python3 benchmarks/gateway.py $(BENCH_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
 
 bench-faults: $(READY)  ## Break servers in every way of the tests and write what clients saw into docs/reliability.md.

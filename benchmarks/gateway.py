@@ -1,13 +1,12 @@
-"""What the OpenAI gateway adds to Triton's own gRPC, on the synthetic engine: time to first token, tokens/s, and the
-gateway's processor time for each chunk that it passes on.
+"""What the OpenAI gateway adds to Triton's own gRPC, on the synthetic engine: time to the first token and to each later
+one, tokens/s, and the gateway's processor time for each chunk that it passes on.
 
-Paced streams (a step every 20 ms) show the added time to first token; unpaced ones the highest throughput. The server,
-the gateway and the load share this machine, so the throughputs are shares of it and not of a server alone.
-
-PYTHONPATH=benchmarks:benchmarks/synthetic python benchmarks/gateway.py
+Both ways are measured in alternation against one server. Slow streams, which the machine carries easily, show what is
+added to each token. Ten times as fast ones, and such without a pace, show what passes when the processor is the limit
+and tokens go together in a chunk; they are long, so that their requests cost little beside their tokens. Server,
+gateway and load share this machine: a throughput is a share of it, not a server's own. `make bench-gateway` runs it.
 """
 
-import asyncio
 import json
 import os
 import re
@@ -17,78 +16,56 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import psutil
+from gateway_load import Stream, prompts, run
+from gateway_picture import draw
 from machine import describe, slug
 from make_engine import LIMITS
+from synthetic_emissions import read_emissions
 from synthetic_server import synthetic_server
-from synthetic_tokens import FIRST_TOKEN
-
-from mixtral_client import AsyncClient, GenerationOptions
 
 RESULTS = Path(__file__).parent / "results"
-LOADS = ((1, 0.02, 20), (64, 0.05, 100), (256, 0.2, 25))  # streams, seconds of a step, tokens of a stream
-PACED_ROUNDS = 40  # of one stream after the other, for a median
-One = Callable[[int, int], Awaitable[float]]  # number, tokens -> seconds to the first token
+EMISSIONS = "emissions"
 
 
-def prompt(number: int) -> list[int]:
-    return [1, FIRST_TOKEN + number, FIRST_TOKEN]
+@dataclass(frozen=True, slots=True)
+class Load:
+    """step_s: of the engine, 0 is as fast as it goes. repeats: measurements of both ways in each round."""
+
+    streams: int
+    step_s: float
+    tokens: int
+    repeats: int = 1
 
 
-def direct(client: AsyncClient) -> One:
-    async def one(number: int, tokens: int) -> float:
-        begun, first = time.perf_counter(), 0.0
-        options = GenerationOptions(max_tokens=tokens, ignore_eos=True)
-        usage = None
-        async for chunk in client.stream(input_ids=prompt(number), options=options):
-            first, usage = first or time.perf_counter() - begun, chunk.usage
-        assert usage is not None
-        assert usage.num_output_tokens == tokens
-        return first
-
-    return one
+LOADS = (
+    Load(1, 0.02, 20, repeats=15),
+    Load(64, 0.05, 160),
+    Load(256, 0.2, 40),
+    Load(64, 0.005, 1200),
+    Load(256, 0.02, 300),
+    Load(64, 0, 30_000),
+    Load(256, 0, 8_000),
+)
 
 
-def through(port: int) -> One:
-    """A plain reader of the events: an OpenAI client would cost more than the gateway."""
-
-    async def one(number: int, tokens: int) -> float:
-        body = {
-            "model": "mixtral", "prompt": prompt(number), "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
-            "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        content = json.dumps(body).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json"
-        begun, first, tail = time.perf_counter(), 0.0, b""
-        writer.write(f"{head}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-        while part := await reader.read(65536):
-            if not first and b"data: " in part:
-                first = time.perf_counter() - begun
-            tail = (tail + part)[-1000:]
-        writer.close()
-        counted = re.search(rb'"completion_tokens":(\d+)', tail)
-        assert counted is not None, tail
-        assert int(counted[1]) == tokens
-        return first
-
-    return one
-
-
-async def measure(one: One, streams: int, tokens: int) -> dict[str, float]:
-    rounds = PACED_ROUNDS if streams == 1 else 1
-    firsts: list[float] = []
-    begun = time.perf_counter()
-    for _ in range(rounds):
-        firsts += await asyncio.gather(*(one(number, tokens) for number in range(streams)))
-    elapsed = time.perf_counter() - begun
-    return {"ttft_p50_s": statistics.median(firsts), "tokens_per_s": rounds * streams * tokens / elapsed}
+@contextmanager
+def running_gateway(triton: str) -> Iterator[tuple[int, psutil.Process]]:
+    command = [sys.executable, "-m", "mixtral_gateway", "--triton", triton, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as gateway:
+        assert gateway.stdout is not None
+        try:
+            yield int(gateway.stdout.readline().rsplit(":", 1)[1]), psutil.Process(gateway.pid)
+        finally:
+            gateway.terminate()
 
 
 def chunks_read(port: int) -> float:
@@ -98,57 +75,92 @@ def chunks_read(port: int) -> float:
     return float(found[1])
 
 
-async def compare(triton: str, port: int, gateway: psutil.Process, streams: int, tokens: int) -> dict[str, Any]:
-    async with AsyncClient(triton) as client:
-        await measure(direct(client), streams, 5)
-        plain = await measure(direct(client), streams, tokens)
-    await measure(through(port), streams, 5)
-    before, chunks = gateway.cpu_times(), chunks_read(port)
-    passed = await measure(through(port), streams, tokens)
-    after, chunks = gateway.cpu_times(), chunks_read(port) - chunks
-    cpu_s = after.user + after.system - before.user - before.system
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def figures(streams: list[Stream], tokens: int, emissions: Path) -> dict[str, Any]:
+    """Of one measurement. lag: from a token's making to its arrival. Where the path joined tokens it is not known which
+    came with which chunk, so of such a stream only the last one counts."""
+    lags = []
+    for stream in streams:
+        (emission,) = read_emissions(emissions, stream.prompt)
+        counted = tokens if len(stream.chunks_ns) == tokens else 1
+        made = emission.times_ns.tolist()[-counted:]
+        lags += [(arrived - at) / 1e6 for arrived, at in zip(stream.chunks_ns[-counted:], made, strict=True)]
+    begun, ended = min(s.sent_ns for s in streams), max(s.chunks_ns[-1] for s in streams)
     return {
-        "direct": plain,
-        "gateway": passed,
-        "added_ttft_p50_s": passed["ttft_p50_s"] - plain["ttft_p50_s"],
-        "throughput_share": passed["tokens_per_s"] / plain["tokens_per_s"],
-        "chunks": chunks,
-        "cpu_us_per_chunk": cpu_s / chunks * 1e6,
+        "ttft_ms": [(stream.chunks_ns[0] - stream.sent_ns) / 1e6 for stream in streams],
+        "lag_p50_ms": statistics.median(lags),
+        "chunks": sum(len(stream.chunks_ns) for stream in streams),
+        "tokens_per_s": len(streams) * tokens / ((ended - begun) / 1e9),
     }
 
 
-def run_point(streams: int, step_s: float, tokens: int) -> dict[str, Any]:
-    limits = replace(LIMITS, max_batch_size=streams)
+def run_load(load: Load, rounds: int) -> dict[str, Any]:
+    limits = replace(LIMITS, max_batch_size=load.streams)
+    settings = {"step_s": load.step_s, "emissions": EMISSIONS}
+    taken: dict[str, list[dict[str, Any]]] = {"direct": [], "gateway": []}
+    fresh = prompts()
     with (
         tempfile.TemporaryDirectory() as folder,
         Path(os.devnull).open("w") as log,
-        synthetic_server(Path(folder) / "engine", {"step_s": step_s}, limits, log=log) as server,
+        synthetic_server(Path(folder) / "engine", settings, limits, log=log) as server,
+        running_gateway(f"127.0.0.1:{server.address.grpc_port}") as (port, process),
     ):
-        triton = f"127.0.0.1:{server.address.grpc_port}"
-        command = [sys.executable, "-m", "mixtral_gateway", "--triton", triton, "--port", "0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as gateway:
-            assert gateway.stdout is not None
-            port = int(gateway.stdout.readline().rsplit(":", 1)[1])
-            try:
-                point = asyncio.run(compare(triton, port, psutil.Process(gateway.pid), streams, tokens))
-            finally:
-                gateway.terminate()
-    return {"streams": streams, "step_s": step_s, "tokens": tokens} | point
+        triton, emissions = f"127.0.0.1:{server.address.grpc_port}", Path(folder) / "engine" / EMISSIONS
+        ports = {"direct": None, "gateway": port}
+        for number in range(-1, rounds * load.repeats):  # the first is a warm-up
+            tokens = load.tokens if number >= 0 else 5
+            for way in ports if number % 2 else reversed(ports):
+                chunks, before = chunks_read(port), cpu_s(process)
+                streams = run(triton, ports[way], list(islice(fresh, load.streams)), tokens)
+                spent, chunks = cpu_s(process) - before, chunks_read(port) - chunks
+                if number >= 0:
+                    cost = {"gateway_cpu_s": spent, "gateway_chunks": chunks} if way == "gateway" else {}
+                    taken[way].append(figures(streams, tokens, emissions) | cost)
+    return asdict(load) | taken | {"summary": summary(load, taken)}
+
+
+def summary(load: Load, taken: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over the measurements; each share is of two that followed one another."""
+    pairs = list(zip(taken["direct"], taken["gateway"], strict=True))
+    ttfts = {way: statistics.median(ms for one in taken[way] for ms in one["ttft_ms"]) for way in taken}
+    lags = {way: statistics.median(one["lag_p50_ms"] for one in taken[way]) for way in taken}
+    return {
+        "ttft_p50_ms": ttfts,
+        "added_ttft_p50_ms": ttfts["gateway"] - ttfts["direct"],
+        "lag_p50_ms": lags,
+        "added_lag_p50_ms": lags["gateway"] - lags["direct"],
+        "tokens_per_s": {way: statistics.median(one["tokens_per_s"] for one in taken[way]) for way in taken},
+        "throughput_share": [b["tokens_per_s"] / a["tokens_per_s"] for a, b in pairs],
+        # Of each round: the system counts processor time in steps too coarse for one measurement of one stream.
+        "cpu_us_per_chunk": [
+            1e6 * sum(one["gateway_cpu_s"] for one in part) / sum(one["gateway_chunks"] for one in part)
+            for part in zip(*[iter(taken["gateway"])] * load.repeats, strict=True)
+        ],
+    }
 
 
 @click.command(help=__doc__)
+@click.option("--rounds", default=2, show_default=True, help="Measurements of each load, both ways in alternation.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Result file. Default: benchmarks/results/PROCESSOR/gateway.json"
 )
-def main(out: Path | None) -> None:
-    machine = describe(("uvicorn", "starlette", "tritonclient", "grpcio"))
+def main(rounds: int, out: Path | None) -> None:
+    machine = describe(("uvicorn", "uvloop", "httptools", "h2", "tritonclient", "nvidia-pytriton"))
     points = []
     for load in LOADS:
-        points.append(run_point(*load))
-        click.echo(json.dumps(points[-1]), err=True)
+        pace = f"a step every {load.step_s * 1000:g} ms" if load.step_s else "no pace"
+        click.echo(f"{load.streams} streams of {load.tokens} tokens, {pace}", err=True)
+        points.append(run_load(load, rounds))
+        click.echo(f"  {json.dumps(points[-1]['summary'])}", err=True)
+    report = {"machine": machine, "measured_at": time.strftime("%Y-%m-%d"), "rounds": rounds, "points": points}
     path = out or RESULTS / slug(str(machine["processor"])) / "gateway.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "points": points}, indent=1) + "\n")
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, path.with_suffix(".png"))
     click.echo(path)
 
 

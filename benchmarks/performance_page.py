@@ -12,6 +12,7 @@ from typing import Any
 
 import performance_tables as tables
 import streaming_tables
+from gateway_table import gateway
 from page import page_command
 from tables import machine_line, machine_of
 
@@ -61,6 +62,15 @@ SECTIONS = (
         "paced load when the 99th percentile of what it adds stays below 100 ms and the median does not grow.",
         streaming_tables.streaming,
         "streaming.png",
+    ),
+    Section(
+        "OpenAI gateway",
+        "gateway.json",
+        "make bench-gateway",
+        "The synthetic engine behind Triton, asked through the gateway and over gRPC in alternation; server, gateway\n"
+        "and load share the machine. Lag: from a token's making to its arrival. Why: [gateway.md](gateway.md).",
+        gateway,
+        "gateway.png",
     ),
     Section(
         "PyTorch engine",

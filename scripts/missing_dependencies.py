@@ -33,5 +33,5 @@ def _installed(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    dependencies = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
-    print(*missing(dependencies), sep="\n", end="")
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    print(*missing(project["dependencies"] + project["optional-dependencies"]["gateway"]), sep="\n", end="")

@@ -22,7 +22,11 @@ IMAGE = "mixtral-triton:latest"
 SHM_SIZE = "1g"  # stubs exchange tensors there, and NCCL between GPUs; a container has 64 MiB if nothing is said
 STACK_BYTES = 64 * 2**20
 STOP_TIMEOUT_S = 60  # longer than the server takes to finish what it has begun
-INSIDE_PORTS = (8000, 8001, 8002, 8003)  # HTTP, gRPC, metrics, health
+INSIDE_PORTS = (8000, 8001, 8002, 8003, 9000)  # HTTP, gRPC, metrics, health, gateway
+API_KEYS = "MIXTRAL_GATEWAY_API_KEYS"  # read by the gateway; given by name alone, so that no command line shows it
+Ports = tuple[int, int, int, int, int]
+# All interfaces are the container's own; what reaches it is decided by the ports that are published.
+BIND_ALL = ("--host", "0.0.0.0", "--gateway-port", "9000", "--gateway-host", "0.0.0.0")
 
 
 class UsageError(Exception):
@@ -33,7 +37,7 @@ class UsageError(Exception):
 class Container:
     """gpus: ids or indices, none for none. volumes: host folder, folder inside, whether only for reading.
     publish: address on this machine and its ports, in the order of INSIDE_PORTS; None publishes nothing.
-    user: "uid:gid" that files get."""
+    user: "uid:gid" that files get. pass_on: variables of the environment that the container gets where they are set."""
 
     image: str
     command: tuple[str, ...]
@@ -41,7 +45,8 @@ class Container:
     gpus: tuple[str, ...] = ("0",)
     user: str = "1000:1000"
     shm_size: str = SHM_SIZE
-    publish: tuple[str, tuple[int, int, int, int]] | None = None
+    publish: tuple[str, Ports] | None = None
+    pass_on: tuple[str, ...] = ()
 
 
 def run_command(container: Container, program: str) -> list[str]:
@@ -59,6 +64,7 @@ def run_command(container: Container, program: str) -> list[str]:
     line += ["--shm-size", container.shm_size, "--ulimit", "memlock=-1", "--ulimit", f"stack={STACK_BYTES}"]
     line += ["--user", container.user, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     line += ["--stop-timeout", str(STOP_TIMEOUT_S)]
+    line += [part for name in container.pass_on for part in ("--env", name)]
     for host, inside, read_only in container.volumes:
         line += ["--volume", f"{host}:{inside}:ro" if read_only else f"{host}:{inside}"]
     if container.publish is not None:
@@ -103,7 +109,7 @@ def serve_container(
     engine: Path,
     gpus: tuple[str, ...],
     user: str,
-    publish: tuple[str, tuple[int, int, int, int]],
+    publish: tuple[str, Ports],
     flags: list[str],
     config: Path | None = None,
 ) -> Container:
@@ -112,7 +118,7 @@ def serve_container(
     engine = engine.resolve()
     if not (engine / "manifest.json").is_file():
         raise UsageError(f"{engine} is not an engine directory, it has no manifest.json")
-    command = ["python3", "scripts/serve.py", "--engine", f"engines/{engine.name}", "--host", "0.0.0.0"]
+    command = ["python3", "scripts/serve.py", "--engine", f"engines/{engine.name}", *BIND_ALL]
     volumes = [(engine, f"/engines/{engine.name}", True)]
     if config is not None:
         config = config.absolute()
@@ -120,7 +126,7 @@ def serve_container(
             raise UsageError(f"{config} is not a file")
         command += ["--config", f"/config/{config.name}"]
         volumes.append((config.parent, "/config", True))
-    return Container(image, (*command, *flags), tuple(volumes), gpus, user, publish=publish)
+    return Container(image, (*command, *flags), tuple(volumes), gpus, user, publish=publish, pass_on=(API_KEYS,))
 
 
 def check_model(model: Path) -> None:
@@ -146,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--image", default=IMAGE)
     result.add_argument("--gpus", type=int, default=1, metavar="N", help="how many; CUDA_VISIBLE_DEVICES says which")
     result.add_argument("--publish", default="127.0.0.1", metavar="ADDRESS", help="of this machine, for the ports")
-    result.add_argument("--ports", default=INSIDE_PORTS, type=_ports, metavar="HTTP,GRPC,METRICS,HEALTH")
+    result.add_argument("--ports", default=INSIDE_PORTS, type=_ports, metavar="HTTP,GRPC,METRICS,HEALTH,GATEWAY")
     result.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR")
     result.add_argument("--config", type=Path, metavar="FILE", help="settings to serve with; its folder is mounted")
     commands = result.add_subparsers(dest="action", required=True)

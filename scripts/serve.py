@@ -35,7 +35,8 @@ PORT = click.IntRange(1, 65535)
 @click.option("--grpc-port", default=8001, show_default=True, type=PORT)
 @click.option("--metrics-port", default=8002, show_default=True, type=PORT)
 @click.option("--health-port", default=8003, show_default=True, type=PORT, help="Port of /live, /startup and /ready.")
-@click.option("--gateway-port", type=PORT, help="Also start the OpenAI gateway there, on loopback.  [default: none]")
+@click.option("--gateway-port", type=PORT, help="Also start the OpenAI gateway there.  [default: none]")
+@click.option("--gateway-host", default="127.0.0.1", show_default=True, help="Address that the gateway binds.")
 @click.option("--verbose", is_flag=True, help="Show all of Triton's log.")
 @click.option("--ready-timeout", default=600.0, show_default=True, help="Seconds until the server must be ready.")
 def main(
@@ -47,6 +48,7 @@ def main(
     metrics_port: int,
     health_port: int,
     gateway_port: int | None,
+    gateway_host: str,
     verbose: bool,
     ready_timeout: float,
 ) -> None:
@@ -82,7 +84,7 @@ def main(
                     click.echo(f"warning: no gateway: {reason}", err=True)
                 else:
                     tell = partial(click.echo, err=True)
-                    gateway = GatewayProcess(address, gateway_port, settings.engine.drain_s, tell)
+                    gateway = GatewayProcess(address, (gateway_host, gateway_port), settings.engine.drain_s, tell)
                     stops.append(beside.enter_context(gateway).stop)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda number, frame: [stop() for stop in stops])

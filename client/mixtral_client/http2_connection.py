@@ -98,9 +98,14 @@ class Connection(asyncio.Protocol):
         self._unacknowledged = 0
         self._blocked: set[int] = set()  # streams on which the server took only a part
         self._transport: Any = None
-        # Headers are the server's own business; h2 need not check them.
+        # Ours are right, and the server's are its own business: h2 need not check them.
         configuration = H2Configuration(
-            client_side=True, header_encoding=None, validate_inbound_headers=False, normalize_inbound_headers=False
+            client_side=True,
+            header_encoding=None,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+            validate_inbound_headers=False,
+            normalize_inbound_headers=False,
         )
         self._h2 = H2Connection(configuration)
         values = {SettingCodes.ENABLE_PUSH: 0, SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW}
@@ -122,13 +127,13 @@ class Connection(asyncio.Protocol):
         self._h2.send_headers(
             stream,
             [
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", path),
-                (":authority", self._authority),
-                ("te", "trailers"),
-                ("content-type", "application/grpc"),
-                ("user-agent", "mixtral-client"),
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", path.encode()),
+                (b":authority", self._authority.encode()),
+                (b"te", b"trailers"),
+                (b"content-type", b"application/grpc"),
+                (b"user-agent", b"mixtral-client"),
             ],
         )
         return stream

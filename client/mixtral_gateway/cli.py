@@ -1,5 +1,6 @@
 """The `mixtral-gateway` command."""
 
+import gc
 import logging
 import os
 import socket
@@ -112,6 +113,8 @@ def main(
     bound = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     server = GatewayServer(create_app(settings), host, bound, drain)
+    gc.collect()
+    gc.freeze()  # what was imported: looking through it takes 50 ms each time, in which no stream goes on
     click.echo(f"listening: http://{shown}:{bound}")
     server.run([listening])
     sys.exit(INTERRUPTED if server.interrupted else 0)

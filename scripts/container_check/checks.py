@@ -16,6 +16,7 @@ CHECKS = (
     Check("checkpoint-int8", "our int8 checkpoint is the library's", converted.int8, ("import",)),
     Check("triton-models", "our tensors are those of NVIDIA's models", triton_models.check),
     Check("engine-int8", "an int8 engine says what the model says", engines.int8, ("import",)),
+    Check("arguments", "penalties, biases and bans do what they say", engines.arguments, ("engine-int8",)),
     Check("engine-fp8", "an FP8 engine says what the model says", engines.fp8, ("import",)),
     Check("served", "served, it streams the same text, cancels, stops", served.check, ("engine-int8",)),
 )

@@ -35,6 +35,20 @@ def fp8(workplace: Workplace) -> Outcome:
     return _check(workplace, "fp8")
 
 
+def arguments(workplace: Workplace) -> Outcome:
+    """Penalties, biases, bans and the least length, on the engine that `int8` has built."""
+    if workplace.gpu is None:
+        raise NotAvailable("TensorRT-LLM runs engines on a GPU only, and there is none")
+    target = workplace.folder / "int8" / "arguments.json"
+    done = workplace.program("arguments", engine_folder(workplace, "int8"), target, timeout_s=GENERATE_TIMEOUT_S)
+    _must(done, "generating with each of the arguments")
+    cases = json.loads(target.read_text(encoding="utf-8"))
+    lines = [f"{case['argument']}: {'holds' if case['holds'] else 'does not hold'}, {case['tokens']}" for case in cases]
+    if not all(case["holds"] for case in cases):
+        raise Failed(*lines, advice="requests that give this argument are answered wrongly; send the JSON report")
+    return Outcome.passed(*lines)
+
+
 def engine_folder(workplace: Workplace, precision: str) -> Path:
     return workplace.folder / precision / "tensorrt-llm"
 

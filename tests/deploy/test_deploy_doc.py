@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_container import Container, run_command, serve_container
+from run_container import API_KEYS, BIND_ALL, Container, run_command, serve_container
 
 from mixtral_build.cli import run
 from mixtral_build.conversion_cost import conversion_steps
@@ -199,13 +199,15 @@ def launch_lines() -> list[list[str]]:
     found = []
     for _, precision, preset in COMBINATIONS:
         name = f"mixtral-{precision}-{preset}"
-        command = ["python3", "scripts/serve.py", "--engine", f"engines/{name}", "--host", "0.0.0.0"]
+        command = ["python3", "scripts/serve.py", "--engine", f"engines/{name}", *BIND_ALL]
         volumes = [(Path(f"/srv/engines/{name}"), f"/engines/{name}", True)]
         if preset == "throughput":
             command += ["--config", "/config/throughput.toml"]
             volumes.append((Path("/srv/mixtral-triton/deploy"), "/config", True))
-        publish = ("127.0.0.1", (8000, 8001, 8002, 8003))
-        container = Container("mixtral-triton:latest", tuple(command), tuple(volumes), publish=publish)
+        publish = ("127.0.0.1", (8000, 8001, 8002, 8003, 9000))
+        container = Container(
+            "mixtral-triton:latest", tuple(command), tuple(volumes), publish=publish, pass_on=(API_KEYS,)
+        )
         found.append(run_command(container, "docker"))
     return found
 
@@ -216,7 +218,7 @@ def test_launch_command_lines_are_what_would_be_run(tmp_path: Path) -> None:
     # And those are made as `make container-serve` makes them.
     (tmp_path / "manifest.json").write_text("{}")
     settings = ROOT / "deploy" / "throughput.toml"
-    publish = ("127.0.0.1", (8000, 8001, 8002, 8003))
+    publish = ("127.0.0.1", (8000, 8001, 8002, 8003, 9000))
     made = serve_container("mixtral-triton:latest", tmp_path, ("0",), "1000:1000", publish, [], settings)
     line = shlex.join(run_command(made, "docker")).replace(f"{ROOT}/deploy", "/srv/mixtral-triton/deploy")
     name = "mixtral-fp8-throughput"

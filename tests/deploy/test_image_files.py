@@ -69,7 +69,8 @@ def test_images_serve_all_their_interfaces_as_an_ordinary_user_and_say_whether_t
     assert '"--host", "0.0.0.0"' in last["CMD"]
     assert last["USER"] == "1000:1000"
     assert last["HEALTHCHECK"].endswith('CMD ["python3", "/opt/mixtral-triton/deploy/healthcheck.py"]')
-    assert last["EXPOSE"] == "8000 8001 8002 8003"
+    assert '"--gateway-port", "9000", "--gateway-host", "0.0.0.0"' in last["CMD"]
+    assert last["EXPOSE"] == "8000 8001 8002 8003 9000"
     assert last["STOPSIGNAL"] == "SIGTERM"
 
 
@@ -100,7 +101,7 @@ def test_what_serving_needs_goes_into_an_image_and_nothing_else(tmp_path: Path) 
 
 def test_compose_publishes_to_this_machine_alone(services: dict[str, Any]) -> None:
     for name in ("mixtral", "mixtral-cpu"):
-        assert services[name]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002, 8003)]
+        assert services[name]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002, 8003, 9000)]
     assert "ports" not in services["build"]
 
 
@@ -118,7 +119,7 @@ def test_compose_gives_rights_to_nobody(services: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "env_file" not in service
-        assert "environment" not in service
+        assert set(service.get("environment", [])) <= {"MIXTRAL_GATEWAY_API_KEYS"}  # by name: its value is not there
     assert services["mixtral"]["volumes"] == ["../engines:/engines:ro"]  # serving writes nothing
 
 

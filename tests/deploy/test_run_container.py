@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_container import Container, UsageError, check_model, chosen_gpus, run_command
+from run_container import BIND_ALL, Container, UsageError, check_model, chosen_gpus, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "run_container.py"
@@ -16,7 +16,8 @@ SERVED = Container(
     command=("python3", "scripts/serve.py", "--engine", "engines/x", "--host", "0.0.0.0"),
     volumes=((Path("/data/engines/x"), "/engines/x", True),),
     user="1001:1002",
-    publish=("127.0.0.1", (8000, 8001, 8002, 8003)),
+    publish=("127.0.0.1", (8000, 8001, 8002, 8003, 9000)),
+    pass_on=("A_SECRET",),
 )
 
 
@@ -33,11 +34,13 @@ def test_the_whole_line() -> None:
         *("--shm-size", "1g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864"),
         *("--user", "1001:1002", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
         *("--stop-timeout", "60"),
+        *("--env", "A_SECRET"),  # its name alone
         *("--volume", "/data/engines/x:/engines/x:ro"),
         *("--publish", "127.0.0.1:8000:8000"),
         *("--publish", "127.0.0.1:8001:8001"),
         *("--publish", "127.0.0.1:8002:8002"),
         *("--publish", "127.0.0.1:8003:8003"),
+        *("--publish", "127.0.0.1:9000:9000"),
         "mixtral-triton:latest",
         *("python3", "scripts/serve.py", "--engine", "engines/x", "--host", "0.0.0.0"),
     ]
@@ -99,10 +102,19 @@ def test_building_from_outside(demo_model: Path, tmp_path: Path) -> None:
 
 def test_serving_from_outside(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    arguments = ("--dry-run", "--publish", "0.0.0.0", "--ports", "9000,9001,9002,9003", "serve", tmp_path, "--verbose")
+    arguments = (
+        "--dry-run",
+        "--publish",
+        "0.0.0.0",
+        "--ports",
+        "8100,8101,8102,8103,9100",
+        "serve",
+        tmp_path,
+        "--verbose",
+    )
     line = call(*arguments).stdout
-    assert " ".join(f"--publish 0.0.0.0:900{n}:800{n}" for n in range(4)) in line
-    assert line.endswith(f"scripts/serve.py --engine engines/{tmp_path.name} --host 0.0.0.0 --verbose\n")
+    assert " ".join(f"--publish 0.0.0.0:810{n}:800{n}" for n in range(4)) + " --publish 0.0.0.0:9100:9000 " in line
+    assert line.endswith(f"scripts/serve.py --engine engines/{tmp_path.name} {' '.join(BIND_ALL)} --verbose\n")
 
 
 def test_settings_bring_their_folder(tmp_path: Path) -> None:
@@ -111,7 +123,7 @@ def test_settings_bring_their_folder(tmp_path: Path) -> None:
     settings.write_text("")
     line = call("--dry-run", "--config", settings, "serve", tmp_path).stdout
     assert f"--volume {tmp_path}:/config:ro " in line
-    assert line.endswith("--host 0.0.0.0 --config /config/serve.toml\n")
+    assert line.endswith("--gateway-host 0.0.0.0 --config /config/serve.toml\n")
     missing = call("--dry-run", "--config", tmp_path / "other.toml", "serve", tmp_path)
     assert missing.stderr == f"error: {tmp_path}/other.toml is not a file\n"
 

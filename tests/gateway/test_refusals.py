@@ -127,6 +127,8 @@ def test_without_a_server_everything_but_health_says_503(settings: Settings, tri
 def test_health_tells_of_a_server_that_is_starting(http: httpx.Client, triton: ScriptedServer) -> None:
     triton.ready = False
     assert http.get("/health").json() == {"status": "unavailable", "reason": "it is starting"}
+    refusal = http.post("/v1/completions", json=TEXT)
+    assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "1")
 
 
 def test_unknown_addresses_and_methods(http: httpx.Client) -> None:

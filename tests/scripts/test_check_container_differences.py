@@ -70,6 +70,27 @@ def test_an_argument_that_is_gone(owner: str, name: str, weight: Weight) -> None
 
 
 @pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("Request", "stop_words"),
+        ("Request", "bad_words"),
+        ("Request", "embedding_bias"),
+        ("Request", "allotted_time_ms"),
+        ("SamplingConfig", "repetition_penalty"),
+        ("SamplingConfig", "presence_penalty"),
+        ("SamplingConfig", "frequency_penalty"),
+        ("SamplingConfig", "min_tokens"),
+        ("SamplingConfig", "min_p"),
+    ],
+)
+def test_what_our_adapter_gives_only_to_some_requests_is_not_overlooked(owner: str, name: str) -> None:
+    def remove(record: dict[str, Any]) -> None:
+        record[owner]["init"].remove(parameter_of(record, owner, name))
+
+    assert Difference(Weight.AFFECTS_US, f"{owner}() has no argument {name} any more") in differences(remove, scan())
+
+
+@pytest.mark.parametrize(
     ("owner", "name", "weight"),
     [
         ("ExecutorConfig", "normalize_log_probs", Weight.HARMLESS),  # we always give it

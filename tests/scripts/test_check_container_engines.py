@@ -15,7 +15,7 @@ from container_check import engines, served
 from container_check.check import Failed, NotAvailable, Status
 from container_check.engines import PROMPTS, agreement, engine_folder, judge, tokens_file
 from container_check.machine import Gpu, look_around
-from container_check.workplace import ROOT, Workplace
+from container_check.workplace import ROOT, Finished, Workplace
 
 from mixtral_serving.server.installation import unsupported_platform
 
@@ -102,10 +102,27 @@ def test_an_engine_is_built_compared_and_served(tmp_path: Path, demo_model: Path
     assert outcome.details[-1].endswith("100%")  # the same weights and the same arithmetic
     assert tokens_file(place, "int8").is_file()
     assert (engine_folder(place, "int8") / "manifest.json").is_file()
+    outcome = engines.arguments(place)
+    assert outcome.status == Status.PASS
+    assert [line.partition(":")[0] for line in outcome.details] == [
+        "logit_bias that forces", "logit_bias that bans", "bad_sequences", "end_id", "min_tokens", "presence_penalty",
+        "frequency_penalty", "repetition_penalty",
+    ]  # fmt: skip
     outcome = served.check(place)
     assert outcome.status == Status.PASS
     assert outcome.details[1] == f"{len(PROMPTS)} streamed answers are the engine's own text"
     assert outcome.details[-1] == "stopped in order"
+
+
+def test_an_argument_without_effect_is_told(tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def program(place: Workplace, name: str, engine: Path, target: Path, timeout_s: float) -> Finished:
+        target.parent.mkdir(parents=True)
+        target.write_text('[{"argument": "bad_sequences", "holds": false, "tokens": [7, 8]}]')
+        return Finished(0, "")
+
+    monkeypatch.setattr(Workplace, "program", program)
+    with pytest.raises(Failed, match="bad_sequences: does not hold, \\[7, 8\\]"):
+        engines.arguments(workplace(tmp_path, demo_model))
 
 
 def test_a_build_that_fails_says_its_last_words_and_the_shape(tmp_path: Path, demo_model: Path) -> None:
@@ -132,6 +149,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, demo_model: Path)
     [
         (engines.int8, None, "TensorRT-LLM builds and runs engines on a GPU only, and there is none"),
         (engines.fp8, None, "TensorRT-LLM builds and runs engines on a GPU only, and there is none"),
+        (engines.arguments, None, "TensorRT-LLM runs engines on a GPU only, and there is none"),
         (engines.fp8, A100, "FP8 needs SM89 or later, GPU 0 is SM80"),
         (served.check, None, "a TensorRT-LLM engine is served on a GPU only, and there is none"),
     ],

@@ -182,6 +182,35 @@ def test_64_at_once(server: Server, gateway: Process) -> None:
     server.wait_for_stats(idle)
 
 
+def test_a_full_queue_is_429_and_when_to_come_again(server: Server, gateway: Process) -> None:
+    """Of 128 choices each; the engine runs 16 at a time and lets 256 wait."""
+    body = {"model": "mixtral", "prompt": STORY, "max_tokens": 1500, "ignore_eos": True, "stream": True, "n": 128}
+    with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as http:
+        with http.stream("POST", "/v1/completions", json=body), http.stream("POST", "/v1/completions", json=body):
+            server.wait_for_stats(lambda stats: stats["active"] + stats["queued"] == 256)
+            refused = http.post("/v1/completions", json=body)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert "256" in error["message"]  # the limit
+        server.wait_for_stats(idle)
+        assert http.post("/v1/completions", json=body | {"n": 1, "max_tokens": 1, "stream": False}).status_code == 200
+
+
+def test_a_generation_that_takes_too_long_is_408_or_ends_its_stream(server: Server, tmp_path: Path) -> None:
+    process = Process(server, tmp_path / "log", "--request-timeout", "0.3")
+    with openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client:
+        with pytest.raises(openai.APIStatusError) as late:
+            client.completions.create(**LONG)
+        assert (late.value.status_code, late.value.code) == (408, "timeout")
+        with pytest.raises(openai.APIError, match="deadline"):
+            list(client.completions.create(**LONG, stream=True))
+    server.wait_for_stats(idle)
+    assert process.stop() == 0
+    assert [record["error"] for record in process.records()] == ["timeout", "timeout"]
+
+
 def test_a_stop_signal_lets_the_running_request_end(server: Server, tmp_path: Path) -> None:
     process = Process(server, tmp_path / "log")
     with openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client:
@@ -190,8 +219,9 @@ def test_a_stop_signal_lets_the_running_request_end(server: Server, tmp_path: Pa
         process.child.terminate()
         while httpx.get(f"{process.url}/health").status_code == 200:  # until the signal is seen
             time.sleep(0.02)
-        with pytest.raises(openai.InternalServerError, match="shutting down"):
+        with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
             client.completions.create(model="mixtral", prompt=STORY, max_tokens=1)
+        assert (refused.value.status_code, refused.value.response.headers["retry-after"]) == (503, "1")
         assert [event.choices[0].finish_reason for event in running][-1] == "length"
     assert process.child.wait(20) == 0
 

@@ -22,7 +22,7 @@ NOT_RUN = {
     f"hf download mistralai/Mixtral-8x7B-Instruct-v0.1 --local-dir {REAL_MODEL}": "93 GB from a hub",
     "make serve ENGINE=engines/mixtral": "`make serve` is run with the other engine",
     "make image-cpu": "no container engine runs in tests; tests/deploy does what can be done without",
-    "docker run --rm --init -p 127.0.0.1:8000:8000 -p 127.0.0.1:8001:8001 mixtral-triton:cpu": "the same",
+    "docker run --rm --init -p 127.0.0.1:8001:8001 -p 127.0.0.1:9000:9000 mixtral-triton:cpu": "the same",
     "make image": "the same",
     f"make container-engine MODEL={REAL_MODEL} ENGINE=engines/a100 PRECISION=int8 GPU=a100": "the same",
     "make container-serve ENGINE=engines/a100": "the same",
@@ -43,7 +43,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """make's own variables would reach the make that a command starts."""
     folder = tmp_path_factory.mktemp("readme")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return kept | {"CHECKPOINT": str(folder / "checkpoint"), "ENGINE": str(folder / "engine"), "FOLDER": str(folder)}
+    paths = {"CHECKPOINT": str(folder / "checkpoint"), "ENGINE": str(folder / "engine"), "FOLDER": str(folder)}
+    return kept | paths | {"GATEWAY_PORT": str(free_address().http_port)}
 
 
 def run(command: str, environment: dict[str, str], timeout_s: float = 170) -> str:
@@ -65,7 +66,7 @@ def served(environment: dict[str, str]) -> Iterator[Server]:
     process = subprocess.Popen(
         ["make", "-e", "serve"],
         cwd=ROOT,
-        env=environment | {"SERVE_FLAGS": flags, "GATEWAY_PORT": str(free_address().http_port)},
+        env=environment | {"SERVE_FLAGS": flags},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -101,6 +102,7 @@ def test_every_command_is_run_or_has_a_reason(served: Server, environment: dict[
         if command in ran or command in NOT_RUN:
             continue
         actual = command.replace("localhost:8000", served.http_url.removeprefix("http://"))
+        actual = actual.replace("localhost:9000", f"localhost:{environment['GATEWAY_PORT']}")
         actual = actual.replace(REAL_MODEL, str(ROOT / "models" / "tiny-mixtral"))
         actual = actual.replace("engines/mixtral", f"{environment['FOLDER']}/mixtral")
         variables = {name: value for name, value in environment.items() if name not in ("CHECKPOINT", "ENGINE")}

@@ -16,7 +16,7 @@ from typing import Self
 from mixtral_serving.server.command import Address
 
 MODULE = "mixtral_gateway"
-LOOPBACK = "127.0.0.1"  # for other machines an operator starts it alone, with keys
+LOOPBACK = "127.0.0.1"
 CHILD = Path(__file__).parent / "child.py"
 STOP_S = 10.0
 _FIRST_PAUSE_S = 1.0
@@ -35,15 +35,15 @@ def why_not(encrypted: bool) -> str | None:
 class GatewayProcess:
     """As a context manager: runs from beginning to end of the block."""
 
-    def __init__(self, address: Address, port: int, drain_s: float, tell: Callable[[str], object]) -> None:
-        """address: of the server. tell: the operator's log."""
+    def __init__(self, address: Address, bind: tuple[str, int], drain_s: float, tell: Callable[[str], object]) -> None:
+        """address: of the server. bind: the gateway's own address and port. tell: the operator's log."""
         host = LOOPBACK if address.host in ("0.0.0.0", "::") else address.host
         self._command = [
             *(sys.executable, "-I", str(CHILD), str(os.getpid()), sys.executable, "-I", "-m", MODULE),
-            *("--triton", f"{host}:{address.grpc_port}", "--host", LOOPBACK, "--port", str(port)),
+            *("--triton", f"{host}:{address.grpc_port}", "--host", bind[0], "--port", str(bind[1])),
             *("--drain", f"{drain_s:g}"),
         ]
-        self._port = port
+        self._port = bind[1]
         self._drain_s = drain_s
         self._tell = tell
         self._stopping = threading.Event()
