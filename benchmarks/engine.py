@@ -11,6 +11,8 @@ Example: make bench-engine BENCH_FLAGS="--model random --rounds 9"
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +36,7 @@ from step_bytes import step_bytes
 RUNNERS = (*OURS, LLAMA, TRANSFORMERS, MEMORY)
 KINDS = {**dict.fromkeys(OURS, "engine"), "int8 steps": "steps"}  # of `peer_process.MODULES`
 CONTEXT_TOKENS = 32  # of each sequence before it is decoded
+BREAKDOWN = ROOT / "benchmarks" / "step_breakdown.py"
 PACKAGES = ("torch", "transformers", "numpy", "llama-cpp-python", "gguf")
 
 
@@ -93,6 +96,13 @@ def measure(
     ]
 
 
+def break_down(engine: Path, threads: int) -> dict[str, Any]:
+    """What `step_breakdown.py` says of an engine directory. Raises subprocess.CalledProcessError."""
+    command: list[str | Path] = [sys.executable, BREAKDOWN, engine, "--threads", str(threads), "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
 @click.command(help=__doc__)
 @click.option("--model", "models", multiple=True, type=click.Choice(MODELS), default=MODELS, show_default=True)
 @click.option("--runner", "names", multiple=True, type=click.Choice(RUNNERS), default=RUNNERS, show_default=True)
@@ -126,6 +136,7 @@ def main(
     through_server: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     descriptions: dict[str, dict[str, Any]] = {}
+    breakdown: dict[str, Any] = {}
     for name in models:
         model = prepare(name, precisions, cache)
         fitting = sorted({min(length, model.max_tokens - 1) for length in lengths})
@@ -137,6 +148,8 @@ def main(
                 for runner in runners.values():
                     descriptions[runner.name] = runner.description
                     loading.append({"model": name, "runner": runner.name, **asdict(runner.usage())})
+            gate.wait()
+            breakdown[name] = break_down(model.engines["int8"], threads)
             if served:
                 through_server += [asdict(one) for one in measure_served(model, threads, rounds, gate)]
         except PeerFailed as error:
@@ -155,6 +168,7 @@ def main(
         "skipped": skipped,
         "measurements": [asdict(one) for one in measurements],
         "ratios": [asdict(one) for one in ratios(measurements)],
+        "breakdown": breakdown,
         "loading": loading,
         "served": through_server,
     }
