@@ -2,7 +2,7 @@
 
 All run on the same weights: a random Mixtral of 0.8 billion parameters, made on first use, and the demo model. Each
 lives in a process of its own; they take turns in every round, each with other prompts, and each turn waits until the
-machine is idle. The first round warms up. `int8 steps` is the model alone, without the engine's scheduler and threads.
+machine is idle. A short round before them warms up. `int8 steps` is the model alone, without the engine's scheduler and threads.
 Then the served int8 engine and the engine alone take turns with the same requests.
 
 Example: make bench-engine BENCH_FLAGS="--model random --rounds 9"
@@ -35,6 +35,8 @@ from step_bytes import step_bytes
 
 RUNNERS = (*OURS, LLAMA, TRANSFORMERS, MEMORY)
 KINDS = {**dict.fromkeys(OURS, "engine"), "int8 steps": "steps"}  # of `peer_process.MODULES`
+WARM_UP_STEPS, WARM_UP_TOKENS = 2, 512
+SERVED_ROUNDS = 3  # at most
 CONTEXT_TOKENS = 32  # of each sequence before it is decoded
 BREAKDOWN = ROOT / "benchmarks" / "step_breakdown.py"
 PACKAGES = ("torch", "transformers", "numpy", "llama-cpp-python", "gguf")
@@ -77,16 +79,18 @@ def measure(
     measured: dict[tuple[Phase, int, str], list[float]] = {(*case, name): [] for case in cases for name in runners}
     rng = random.Random(0)
     for round_ in range(rounds + 1):
-        begun = time.perf_counter()
+        begun, warm_up = time.perf_counter(), round_ == 0
         for phase, size in cases:
+            if warm_up and phase == "prefill" and size > WARM_UP_TOKENS:
+                continue
             for name, runner in runners.items():
-                count, length, outputs = (size, CONTEXT_TOKENS, steps + 1) if phase == "decode" else (1, size, 1)
+                decoded = WARM_UP_STEPS if warm_up else steps
+                count, length, outputs = (size, CONTEXT_TOKENS, decoded + 1) if phase == "decode" else (1, size, 1)
                 batch = prompts(count, length, model.config.vocab_size, rng)
-                if round_:  # the first round warms up
+                if not warm_up:
                     gate.wait()
-                trace = runner.generate(batch, outputs)
-                if round_:
-                    found = figures(trace, length)
+                found = figures(runner.generate(batch, outputs), length)
+                if not warm_up:
                     speed = found.decode_tokens_per_s if phase == "decode" else size / found.ttft_s
                     measured[phase, size, name].append(speed)
         click.echo(f"{model.name}: round {round_}/{rounds}, {time.perf_counter() - begun:.0f} s", err=True)
@@ -151,7 +155,9 @@ def main(
             gate.wait()
             breakdown[name] = break_down(model.engines["int8"], threads)
             if served:
-                through_server += [asdict(one) for one in measure_served(model, threads, rounds, gate)]
+                through_server += [
+                    asdict(one) for one in measure_served(model, threads, min(rounds, SERVED_ROUNDS), gate)
+                ]
         except PeerFailed as error:
             raise click.ClickException(str(error)) from error
     report = {
