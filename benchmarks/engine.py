@@ -2,8 +2,8 @@
 
 All run on the same weights: a random Mixtral of 0.8 billion parameters, made on first use, and the demo model. Each
 lives in a process of its own; they take turns in every round, each with other prompts, and each turn waits until the
-machine is idle. A short round before them warms up. `int8 steps` is the model alone, without the engine's scheduler and threads.
-Then the served int8 engine and the engine alone take turns with the same requests.
+machine is idle. A short round before them warms up. `int8 steps` is the model alone, without the engine's scheduler and
+threads. Then the served int8 engine and the engine alone take turns with the same requests.
 
 Example: make bench-engine BENCH_FLAGS="--model random --rounds 9"
 """
