@@ -34,7 +34,7 @@ from peers.peer_process import PeerFailed, PeerProcess
 from step_bytes import step_bytes
 
 RUNNERS = (*OURS, LLAMA, TRANSFORMERS, MEMORY)
-KINDS = {**dict.fromkeys(OURS, "engine"), "int8 steps": "steps"}  # of `peer_process.MODULES`
+KINDS = {**dict.fromkeys(OURS, "engine"), "int8 steps": "steps"}  # of `peer_process`
 WARM_UP_STEPS, WARM_UP_TOKENS = 2, 512
 SERVED_ROUNDS = 3  # at most
 CONTEXT_TOKENS = 32  # of each sequence before it is decoded
