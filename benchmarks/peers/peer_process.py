@@ -27,7 +27,7 @@ CLOSE_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """ready_s: until it was ready for prompts, its modules imported before. Bytes of the peer's process: anonymous is its
+    """ready_s: until it was ready for prompts, its modules imported before. Bytes of its process: anonymous is its
     own and cannot give way, mapped is of files and can; peak is the most that both have had together."""
 
     ready_s: float
