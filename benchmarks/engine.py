@@ -39,6 +39,7 @@ WARM_UP_STEPS, WARM_UP_TOKENS = 2, 512
 SERVED_ROUNDS = 3  # at most
 CONTEXT_TOKENS = 32  # of each sequence before it is decoded
 BREAKDOWN = ROOT / "benchmarks" / "step_breakdown.py"
+BREAKDOWN_OF = ("--batch", "1", "--batch", "16", "--repeat", "8")
 PACKAGES = ("torch", "transformers", "numpy", "llama-cpp-python", "gguf")
 
 
@@ -102,7 +103,7 @@ def measure(
 
 def break_down(engine: Path, threads: int) -> dict[str, Any]:
     """What `step_breakdown.py` says of an engine directory. Raises subprocess.CalledProcessError."""
-    command: list[str | Path] = [sys.executable, BREAKDOWN, engine, "--threads", str(threads), "--json"]
+    command: list[str | Path] = [sys.executable, BREAKDOWN, engine, "--threads", str(threads), "--json", *BREAKDOWN_OF]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return found
 
@@ -152,8 +153,9 @@ def main(
                 for runner in runners.values():
                     descriptions[runner.name] = runner.description
                     loading.append({"model": name, "runner": runner.name, **asdict(runner.usage())})
-            gate.wait()
-            breakdown[name] = break_down(model.engines["int8"], threads)
+            if not breakdown:  # the first model's is shown
+                gate.wait()
+                breakdown[name] = break_down(model.engines["int8"], threads)
             if served:
                 through_server += [
                     asdict(one) for one in measure_served(model, threads, min(rounds, SERVED_ROUNDS), gate)
