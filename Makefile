@@ -111,12 +111,14 @@ format: $(READY)  ## Format the code.
 docs: $(READY)  ## Regenerate the pages in docs/ that come from help texts and results.
 	@$(BIN)python3 scripts/generate_docs.py
 	@$(BIN)python3 benchmarks/quality_page.py
+	@$(BIN)python3 benchmarks/engine_page.py
 	@$(BIN)python3 benchmarks/performance_page.py
 	@$(BIN)python3 benchmarks/streaming_page.py
 
-bench:  ## bench-streaming, -decode, -build, -generator and -quality, one after another (short: BENCH_FLAGS="--rounds 1").
+bench:  ## bench-streaming, -decode, -engine, -build, -generator and -quality, one after another (short: BENCH_FLAGS="--rounds 1").
 	@$(MAKE) bench-streaming
 	@$(MAKE) bench-decode
+	@$(MAKE) bench-engine
 	@$(MAKE) bench-build
 	@$(MAKE) bench-generator
 	@$(MAKE) bench-quality
@@ -146,6 +148,7 @@ bench-generator: $(READY)  ## Measure what the load generator of `mixtral bench`
 bench-engine: $(READY)  ## Measure the PyTorch engine on this CPU beside llama.cpp, transformers and the memory's speed.
 	@$(LLAMA_CPP)
 	@$(BIN)python3 benchmarks/engine.py $(BENCH_FLAGS)
+	@$(BIN)python3 benchmarks/engine_page.py
 	@$(BIN)python3 benchmarks/performance_page.py
 
 bench-gateway: $(READY)  ## Measure the OpenAI gateway beside direct gRPC: processor time a chunk, throughput, latency.

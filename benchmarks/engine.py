@@ -2,8 +2,8 @@
 
 All run on the same weights: a random Mixtral of 0.8 billion parameters, made on first use, and the demo model. Each
 lives in a process of its own; they take turns in every round, each with other prompts, and each turn waits until the
-machine is idle. The first round warms up. `int8 steps` is the model alone, without the engine's scheduler and threads.
-Then the served int8 engine and the engine alone take turns with the same requests.
+machine is idle. A short round before them warms up. `int8 steps` is the model alone, without the engine's scheduler and
+threads. Then the served int8 engine and the engine alone take turns with the same requests.
 
 Example: make bench-engine BENCH_FLAGS="--model random --rounds 9"
 """
@@ -11,6 +11,8 @@ Example: make bench-engine BENCH_FLAGS="--model random --rounds 9"
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -32,8 +34,12 @@ from peers.peer_process import PeerFailed, PeerProcess
 from step_bytes import step_bytes
 
 RUNNERS = (*OURS, LLAMA, TRANSFORMERS, MEMORY)
-KINDS = {**dict.fromkeys(OURS, "engine"), "int8 steps": "steps"}  # of `peer_process.MODULES`
+KINDS = {**dict.fromkeys(OURS, "engine"), "int8 steps": "steps"}  # of `peer_process`
+WARM_UP_STEPS, WARM_UP_TOKENS = 2, 512
+SERVED_ROUNDS = 3  # at most
 CONTEXT_TOKENS = 32  # of each sequence before it is decoded
+BREAKDOWN = ROOT / "benchmarks" / "step_breakdown.py"
+BREAKDOWN_OF = ("--batch", "1", "--batch", "16", "--repeat", "8")
 PACKAGES = ("torch", "transformers", "numpy", "llama-cpp-python", "gguf")
 
 
@@ -74,16 +80,18 @@ def measure(
     measured: dict[tuple[Phase, int, str], list[float]] = {(*case, name): [] for case in cases for name in runners}
     rng = random.Random(0)
     for round_ in range(rounds + 1):
-        begun = time.perf_counter()
+        begun, warm_up = time.perf_counter(), round_ == 0
         for phase, size in cases:
+            if warm_up and phase == "prefill" and size > WARM_UP_TOKENS:
+                continue
             for name, runner in runners.items():
-                count, length, outputs = (size, CONTEXT_TOKENS, steps + 1) if phase == "decode" else (1, size, 1)
+                decoded = WARM_UP_STEPS if warm_up else steps
+                count, length, outputs = (size, CONTEXT_TOKENS, decoded + 1) if phase == "decode" else (1, size, 1)
                 batch = prompts(count, length, model.config.vocab_size, rng)
-                if round_:  # the first round warms up
+                if not warm_up:
                     gate.wait()
-                trace = runner.generate(batch, outputs)
-                if round_:
-                    found = figures(trace, length)
+                found = figures(runner.generate(batch, outputs), length)
+                if not warm_up:
                     speed = found.decode_tokens_per_s if phase == "decode" else size / found.ttft_s
                     measured[phase, size, name].append(speed)
         click.echo(f"{model.name}: round {round_}/{rounds}, {time.perf_counter() - begun:.0f} s", err=True)
@@ -91,6 +99,13 @@ def measure(
         Measurement(model.name, *key, speeds, step_bytes(model.config, PRECISIONS[key[2]], key[1]))
         for key, speeds in measured.items()
     ]
+
+
+def break_down(engine: Path, threads: int) -> dict[str, Any]:
+    """What `step_breakdown.py` says of an engine directory. Raises subprocess.CalledProcessError."""
+    command: list[str | Path] = [sys.executable, BREAKDOWN, engine, "--threads", str(threads), "--json", *BREAKDOWN_OF]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
 
 
 @click.command(help=__doc__)
@@ -126,6 +141,7 @@ def main(
     through_server: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     descriptions: dict[str, dict[str, Any]] = {}
+    breakdown: dict[str, Any] = {}
     for name in models:
         model = prepare(name, precisions, cache)
         fitting = sorted({min(length, model.max_tokens - 1) for length in lengths})
@@ -137,8 +153,13 @@ def main(
                 for runner in runners.values():
                     descriptions[runner.name] = runner.description
                     loading.append({"model": name, "runner": runner.name, **asdict(runner.usage())})
+            if not breakdown:  # the first model's is shown
+                gate.wait()
+                breakdown[name] = break_down(model.engines["int8"], threads)
             if served:
-                through_server += [asdict(one) for one in measure_served(model, threads, rounds, gate)]
+                through_server += [
+                    asdict(one) for one in measure_served(model, threads, min(rounds, SERVED_ROUNDS), gate)
+                ]
         except PeerFailed as error:
             raise click.ClickException(str(error)) from error
     report = {
@@ -155,6 +176,7 @@ def main(
         "skipped": skipped,
         "measurements": [asdict(one) for one in measurements],
         "ratios": [asdict(one) for one in ratios(measurements)],
+        "breakdown": breakdown,
         "loading": loading,
         "served": through_server,
     }

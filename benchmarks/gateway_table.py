@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from performance_tables import spread
-from tables import Rows, markdown
+from tables import Rows, markdown, spread
 
 
 def gateway(report: Mapping[str, Any]) -> str:

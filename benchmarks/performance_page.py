@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import engine_tables
 import performance_tables as tables
 import streaming_tables
 from gateway_table import gateway
@@ -29,9 +30,10 @@ bench` measures again; every section names the command for it alone.
 
 Read the ratios. Both sides of a ratio were measured in one run, in alternation; absolute figures belong to the machine,
 and on another day they differ by more than most ratios do. Figures are medians of the rounds, with their range behind
-them in brackets, and every ratio is of the same round. The model is the demo model, so small that what surrounds the
-arithmetic decides: nothing here says how fast Mixtral-8x7B is on a GPU. [benchmarking.md](benchmarking.md) measures a
-server of yours and defines TTFT and TPOT; [quality.md](quality.md) has what each precision does to quality.
+them in brackets, and every ratio is of the same round. The model, where no other is named, is the demo model, so small
+that what surrounds the arithmetic decides: nothing here says how fast Mixtral-8x7B is on a GPU.
+[benchmarking.md](benchmarking.md) measures a server of yours and defines TTFT and TPOT; [quality.md](quality.md) has
+what each precision does to quality.
 """
 GPU = """\
 ## NVIDIA GPUs
@@ -79,6 +81,15 @@ SECTIONS = (
         "Decode steps of the engine, without a server, beside transformers on the same 16-bit weights.",
         tables.decode,
         "decode.png",
+    ),
+    Section(
+        "Engines on a CPU",
+        "engine.json",
+        "make bench-engine",
+        "int8 on a random Mixtral of 0.8 billion parameters, beside other engines and what the memory allows.\n"
+        "[engine.md](engine.md#measured) has every precision, the demo model, the served engine and loading.",
+        engine_tables.summary,
+        "engine.png",
     ),
     Section(
         "Conversion",

@@ -19,17 +19,16 @@ MODULES = {
     "transformers": "peers.transformers_peer",
     "llama.cpp": "peers.llama_cpp_peer",
     "vllm": "peers.vllm_peer",
-    "engine": "peers.engine_peer",
-    "steps": "peers.steps_peer",
-    "memory": "peers.memory_peer",
 }
+# These need `Settings.weights`.
+PARTS = {"engine": "peers.engine_peer", "steps": "peers.steps_peer", "memory": "peers.memory_peer"}
 CLOSE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """ready_s: from nothing imported to ready for prompts. Bytes of the peer's process: anonymous is its own and cannot
-    give way, mapped is of files and can; peak is the most that both have had together."""
+    """ready_s: until it was ready for prompts, its modules imported before. Bytes of its process: anonymous is its
+    own and cannot give way, mapped is of files and can; peak is the most that both have had together."""
 
     ready_s: float
     anonymous_bytes: int
@@ -50,13 +49,13 @@ class PeerProcess:
     """Raises PeerUnavailable when the peer cannot run here, PeerFailed for every other failure."""
 
     def __init__(self, name: str, settings: Settings, kind: str | None = None) -> None:
-        """kind: of MODULES, where it is not the name."""
+        """kind: of MODULES or PARTS, where it is not the name."""
         self.name = name
         settings.folder.mkdir(exist_ok=True)
         context = multiprocessing.get_context("spawn")  # a fork would copy a running OpenMP runtime
         self._pipe, theirs = context.Pipe()
         # Not a daemon: our server's peer has a child of its own.
-        self._process = context.Process(target=_serve, args=(MODULES[kind or name], settings, theirs))
+        self._process = context.Process(target=_serve, args=((MODULES | PARTS)[kind or name], settings, theirs))
         before = os.environ.get("OMP_NUM_THREADS")
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # read by OpenMP before any code of ours runs
         try:

@@ -60,8 +60,7 @@ class BareSteps:
                 builder.add(ids[start : start + size], position + start, blocks)
             batch = builder.build(self._model.device)
             hidden = self._model.forward(batch, self._cache)
-        ends = torch.tensor([span.rows.stop - 1 for span in batch.spans])
-        chosen: list[int] = self._model.logits(hidden[ends]).argmax(-1).tolist()
+        chosen: list[int] = self._model.logits(hidden[batch.last_rows]).argmax(-1).tolist()
         return chosen
 
     def close(self) -> None: ...

@@ -103,6 +103,23 @@ def test_cancel_while_running_frees_the_blocks_when_the_step_ends(
     assert engine.stats().steps == steps, "a step was computed for a cancelled request"
 
 
+def test_cancel_of_one_that_gave_way_to_another(make_engine: Any, paced: PacedModel) -> None:
+    """Three blocks of 32 tokens: when both sequences need their second one, there is only one left."""
+    engine = make_engine(paced, max_seq_len=96, kv_cache_tokens=96, max_input_len=40)
+    first, second = (engine.submit(Request([number] * 31, 60)) for number in (1, 2))
+    while engine.stats().preemptions == 0:
+        paced.wait_for_step()
+        paced.finish_step()
+    assert (engine.stats().active, engine.stats().queued) == (1, 1)
+    engine.cancel(second)
+    paced.run_free()
+    output = final_output(engine, second)
+    assert output.finish_reason is FinishReason.CANCELLED
+    assert output.counts.output_tokens > 0
+    assert final_output(engine, first).counts.output_tokens == 60
+    assert all_free(engine.stats())
+
+
 def test_cancelling_an_unknown_or_ended_request_does_nothing(make_engine: Any, collect: Any) -> None:
     engine = make_engine()
     engine.cancel(12345)

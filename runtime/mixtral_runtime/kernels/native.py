@@ -11,10 +11,10 @@ import os
 import platform
 import shutil
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -109,8 +109,17 @@ def _compile(folder: Path) -> Path:
 def _ninja_on_path() -> Iterator[None]:
     """The loader looks for `ninja` on the PATH, where it is not when the environment was not activated."""
     before = os.environ.get("PATH", os.defpath)
-    os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
+    os.environ["PATH"] = os.pathsep.join([before, *_ninja_folders()])
     try:
         yield
     finally:
         os.environ["PATH"] = before
+
+
+def _ninja_folders() -> list[str]:
+    """Where the installed package put its program."""
+    try:
+        files = metadata.files("ninja") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [str(Path(str(file.locate())).resolve().parent) for file in files if file.name == "ninja"]

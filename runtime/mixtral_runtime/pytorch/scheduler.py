@@ -112,9 +112,11 @@ class Scheduler:
         sequence = work.sequence
         before = sequence.computed
         sequence.computed += work.length
-        self.blocks_missed += self._count(sequence)
-        full = range(before // BLOCK_SIZE, sequence.computed // BLOCK_SIZE) if self.pool.reuse else ()
-        for index in full:
+        if sequence.counted < sequence.prompt_len:
+            self.blocks_missed += self._count(sequence)
+        if not self.pool.reuse:
+            return
+        for index in range(before // BLOCK_SIZE, sequence.computed // BLOCK_SIZE):
             self.pool.publish(sequence.block_ids[index], sequence.block_key(index))
 
     def _admit(self) -> bool:

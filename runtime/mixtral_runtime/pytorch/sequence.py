@@ -20,6 +20,7 @@ class Sequence:
     request: Request
     deadline: float | None
     tokens: list[int] = field(init=False)
+    prompt_len: int = field(init=False)
     computed: int = 0
     counted: int = 0
     block_ids: list[int] = field(default_factory=list)
@@ -36,10 +37,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt_ids)
+        self.prompt_len = len(self.tokens)
 
     @property
     def output_len(self) -> int:
@@ -78,7 +76,7 @@ class Sequence:
             self.log_probs.append(log_prob)
         if top is not None:
             self.top_log_probs.append(top)
-        if self._ends_with_stop_sequence():
+        if self.request.stop_sequences and self._ends_with_stop_sequence():
             self.finish_reason = FinishReason.STOP
         elif self.output_len == self.request.max_tokens:
             self.finish_reason = FinishReason.LENGTH

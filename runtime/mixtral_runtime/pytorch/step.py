@@ -61,20 +61,18 @@ def _run(model: MixtralModel, cache: KvCache, sampler: Sampler, work: list[Work]
     batch = builder.build(model.device)
     hidden = model.forward(batch, cache)  # [tokens, hidden]
     results = [StepResult(one) for one in work]
-    for result, span in zip(results, batch.spans, strict=True):
-        if result.work.sequence.request.return_prompt_log_probs:
-            result.prompt_log_probs = _prompt_log_probs(model, hidden[span.rows], result.work)
+    for i, one in enumerate(work):
+        if one.sequence.request.return_prompt_log_probs:
+            results[i].prompt_log_probs = _prompt_log_probs(model, hidden[batch.spans[i].rows], one)
     complete = [i for i, one in enumerate(work) if one.completes]
     if complete:
-        last_rows = torch.tensor([batch.spans[i].rows.stop - 1 for i in complete], device=model.device)
-        _sample(sampler, model.logits(hidden[last_rows]), [results[i] for i in complete])
+        _sample(sampler, model.logits(hidden[batch.last_rows[complete]]), [results[i] for i in complete])
     return results
 
 
 def _sample(sampler: Sampler, logits: Tensor, results: list[StepResult]) -> None:
     """logits: [rows, vocab] float32, a row per result. Overflow is one request's misfortune, not the batch's."""
-    least, largest = logits.aminmax(dim=-1)  # [rows]
-    finite = ((least > -math.inf) & (largest < math.inf)).tolist()  # NaN is neither
+    finite = ((logits.amin(dim=-1) > -math.inf) & (logits.amax(dim=-1) < math.inf)).tolist()  # NaN is neither
     if not all(finite):
         logits = logits.nan_to_num()
     tokens = sampler.sample(logits, [result.work.sequence for result in results])

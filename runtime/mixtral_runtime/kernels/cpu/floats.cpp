@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <initializer_list>
 
 #include "path.h"
 
@@ -54,28 +55,38 @@ void store_floats(const float* from, int64_t count, void* to, ScalarType dtype, 
 namespace {
 
 // exp(x) for x <= 88, 0 below -87: the nearest power of two, times the Taylor series of what is left (below 2^-22).
-inline float exponential(float x) {
-    const float bounded = x < -87.f ? -87.f : (x > 88.f ? 88.f : x);  // a NaN stays
-    const float whole = (bounded * 1.44269504f + 12582912.f) - 12582912.f;  // to nearest, by the float's own rounding
-    const float rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
-    float sum = 1.f / 5040;
-    sum = sum * rest + 1.f / 720;
-    sum = sum * rest + 1.f / 120;
-    sum = sum * rest + 1.f / 24;
-    sum = sum * rest + 1.f / 6;
-    sum = sum * rest + 0.5f;
-    sum = sum * rest + 1.f;
-    sum = sum * rest + 1.f;
-    const int32_t bits = (int32_t(whole) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return sum * power;
+inline __m256 exponential(__m256 x) {
+    // With a NaN these two give their second operand.
+    const __m256 bounded = _mm256_min_ps(_mm256_set1_ps(88), _mm256_max_ps(_mm256_set1_ps(-87), x));
+    const __m256 shift = _mm256_set1_ps(12582912);  // rounds to the nearest integer: 1.5 * 2^23
+    const __m256 whole = _mm256_sub_ps(_mm256_add_ps(_mm256_mul_ps(bounded, _mm256_set1_ps(1.44269504f)), shift), shift);
+    const __m256 high = _mm256_mul_ps(whole, _mm256_set1_ps(0.693359375f));  // ln 2 in two parts
+    const __m256 low = _mm256_mul_ps(whole, _mm256_set1_ps(2.12194440e-4f));
+    const __m256 rest = _mm256_add_ps(_mm256_sub_ps(bounded, high), low);
+    __m256 sum = _mm256_set1_ps(1.f / 5040);
+    for (const float next : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
+        sum = _mm256_add_ps(_mm256_mul_ps(sum, rest), _mm256_set1_ps(next));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(sum, _mm256_castsi256_ps(power));
+}
+
+inline __m256 swiglu(__m256 gate, __m256 up) {
+    const __m256 one = _mm256_set1_ps(1), opposite = _mm256_xor_ps(gate, _mm256_set1_ps(-0.f));
+    return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(one, exponential(opposite))), up);
 }
 
 }  // namespace
 
 void swiglu(float* gate, const float* up, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) gate[i] = gate[i] / (1.f + exponential(-gate[i])) * up[i];
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(gate + i, swiglu(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
+    if (i == count) return;
+    alignas(32) float rest[2][8] = {};
+    std::memcpy(rest[0], gate + i, (count - i) * 4);
+    std::memcpy(rest[1], up + i, (count - i) * 4);
+    _mm256_store_ps(rest[0], swiglu(_mm256_load_ps(rest[0]), _mm256_load_ps(rest[1])));
+    std::memcpy(gate + i, rest[0], (count - i) * 4);
 }
 
 }  // namespace mixtral

@@ -268,7 +268,7 @@ void multiply_many(const Matrix& w, int64_t begin, int64_t end, const Activation
     using S = Sums<PLANES, BLOCKS>;
     const int64_t groups = (tokens + TILE - 1) / TILE, blocks = (end - begin + S::ROWS - 1) / S::ROWS;
     constexpr int64_t PANEL = S::ROWS * BLOCK_IN;  // bytes of packed weights
-    const int64_t sums_bytes = groups * blocks * S::SIZE * 4;
+    const int64_t sums_bytes = w.in > BLOCK_IN ? groups * blocks * S::SIZE * 4 : 0;
     thread_local Scratch memory;
     auto* sums = (int32_t*)memory.bytes(sums_bytes + blocks * PANEL);
     int8_t* packed = (int8_t*)sums + sums_bytes;
@@ -290,10 +290,14 @@ void multiply_many(const Matrix& w, int64_t begin, int64_t end, const Activation
                 const int8_t* x = tile_at(tiles, row + group * TILE) + from * PLANES * TILE;
                 for (int64_t k = from; k < to; k += STEP, weight += BLOCKS * TILE_BYTES, x += PLANES * TILE_BYTES)
                     multiply_step<PLANES, BLOCKS>(weight, STEP, x);
-                save<PLANES, BLOCKS>(at);
-                if (to < w.in) continue;
+                if (to < w.in) {
+                    save<PLANES, BLOCKS>(at);
+                    continue;
+                }
+                alignas(64) int32_t done[S::SIZE];  // stays in the first-level cache
+                save<PLANES, BLOCKS>(done);
                 const int64_t n = begin + block * S::ROWS, left = tokens - group * TILE;
-                write<PLANES, BLOCKS>(w, begin, n, rows_of(n), at, tiles.scales + row + group * TILE, group,
+                write<PLANES, BLOCKS>(w, begin, n, rows_of(n), done, tiles.scales + row + group * TILE, group,
                                       left < TILE ? left : TILE, out);
             }
     }
