@@ -19,6 +19,7 @@ from mixtral_runtime.checkpoint import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME
 from mixtral_runtime.devices import Device, check_fp8
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
+from mixtral_runtime.kernels import cpu_path
 from mixtral_runtime.manifest import MANIFEST_NAME, FileInfo, Manifest, ModelInfo, Returns, describe_files
 from mixtral_runtime.tensor_names import checkpoint_format
 
@@ -71,6 +72,8 @@ def build_pytorch_engine(
         put_tokenizer(checkpoint, staging.directory)
         manifest = replace(manifest, files=_checksums(staging, progress))
         manifest.write(staging.directory)
+    if device.architecture == "cpu":
+        cpu_path()  # compiles the kernels, so that the engine's first start does not
     return manifest
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FEW, MANY = 128, 1024  # candidates; no top_k is above MANY
+from mixtral_runtime.engine import MAX_TOP_K
+
+FEW, MANY = 128, MAX_TOP_K  # candidates
 CACHED_ROWS = 8  # at once on a CPU: 2 MB of probabilities of a vocabulary of 32,000
 
 
