@@ -186,7 +186,13 @@ def test_a_full_queue_is_429_and_when_to_come_again(server: Server, gateway: Pro
     """Of 128 choices each; the engine runs 16 at a time and lets 256 wait."""
     body = {"model": "mixtral", "prompt": STORY, "max_tokens": 1500, "ignore_eos": True, "stream": True, "n": 128}
     with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as http:
-        with http.stream("POST", "/v1/completions", json=body), http.stream("POST", "/v1/completions", json=body):
+        content, address = json.dumps(body).encode(), http.base_url
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        with contextlib.ExitStack() as waiting:
+            for _ in range(2):  # sent and not read: the second one's answer begins late
+                opened = socket.create_connection((address.host, address.port or 0), timeout=60)
+                waiting.enter_context(opened).sendall(head.encode() + content)
             server.wait_for_stats(lambda stats: stats["active"] + stats["queued"] == 256)
             refused = http.post("/v1/completions", json=body)
         assert refused.status_code == 429
