@@ -40,7 +40,7 @@ def test_leaving_before_anything_was_answered_cancels_it(
 ) -> None:
     triton.play(*([] if stream else first), hang())
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | {"stream": stream}, timeout=0.5)
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | {"stream": stream}, timeout=1.5)
     assert triton.cancelled.wait(20)
     wait_for_status(gateway, 499)
 
