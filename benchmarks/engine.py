@@ -142,6 +142,32 @@ def main(
     skipped: dict[str, str] = {}
     descriptions: dict[str, dict[str, Any]] = {}
     breakdown: dict[str, Any] = {}
+    target = results / slug(str(machine["processor"]))
+
+    def save() -> dict[str, Any]:
+        """Writes what there is so far: what comes later may fail."""
+        report: dict[str, Any] = {
+            "machine": machine,
+            "settings": {
+                "rounds": rounds,
+                "steps": steps,
+                "context_tokens": CONTEXT_TOKENS,
+                "threads": threads,
+                "idle_wait_s": idle_wait,
+            },
+            "idle": {"waited_s": gate.waited_s, "turns_idle": gate.passed, "turns_not_idle": gate.refused},
+            "runners": descriptions,
+            "skipped": skipped,
+            "measurements": [asdict(one) for one in measurements],
+            "ratios": [asdict(one) for one in ratios(measurements)],
+            "breakdown": breakdown,
+            "loading": loading,
+            "served": through_server,
+        }
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "engine.json").write_text(json.dumps(report, indent=1) + "\n")
+        return report
+
     for name in models:
         model = prepare(name, precisions, cache)
         fitting = sorted({min(length, model.max_tokens - 1) for length in lengths})
@@ -156,33 +182,14 @@ def main(
             if not breakdown:  # the first model's is shown
                 gate.wait()
                 breakdown[name] = break_down(model.engines["int8"], threads)
+            save()
             if served:
                 through_server += [
                     asdict(one) for one in measure_served(model, threads, min(rounds, SERVED_ROUNDS), gate)
                 ]
         except PeerFailed as error:
             raise click.ClickException(str(error)) from error
-    report = {
-        "machine": machine,
-        "settings": {
-            "rounds": rounds,
-            "steps": steps,
-            "context_tokens": CONTEXT_TOKENS,
-            "threads": threads,
-            "idle_wait_s": idle_wait,
-        },
-        "idle": {"waited_s": gate.waited_s, "turns_idle": gate.passed, "turns_not_idle": gate.refused},
-        "runners": descriptions,
-        "skipped": skipped,
-        "measurements": [asdict(one) for one in measurements],
-        "ratios": [asdict(one) for one in ratios(measurements)],
-        "breakdown": breakdown,
-        "loading": loading,
-        "served": through_server,
-    }
-    target = results / slug(str(machine["processor"]))
-    target.mkdir(parents=True, exist_ok=True)
-    (target / "engine.json").write_text(json.dumps(report, indent=1) + "\n")
+    report = save()
     draw(report, target)
     click.echo(table(report))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import FORMATS, get_format
-from mixtral_runtime.formats.int8 import VALUES_AT_ONCE, quantize_rows
+from mixtral_runtime.formats.int8 import VALUES_AT_ONCE, _quantize_in_pytorch, quantize_rows
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -93,6 +93,20 @@ def test_more_channels_than_are_done_at_once_give_the_same_as_one_by_one() -> No
     rows = [quantize_rows(row[None]) for row in weight]
     assert torch.equal(values, torch.cat([v for v, _ in rows]))
     assert torch.equal(scales, torch.cat([s for _, s in rows]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("in_features", [1, 31, 64, 1000])
+def test_the_kernel_and_plain_pytorch_give_the_same_bits_for_every_value(dtype: torch.dtype, in_features: int) -> None:
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    finite = every[every.isfinite()]
+    mixed = finite[torch.randperm(len(finite), generator=torch.Generator().manual_seed(in_features))]
+    weight = mixed[: len(mixed) // in_features * in_features].view(-1, in_features)
+    values, scales = quantize_rows(weight)
+    expected = torch.empty_like(values), torch.empty_like(scales)
+    _quantize_in_pytorch(weight, *expected)
+    assert torch.equal(values, expected[0])
+    assert torch.equal(scales, expected[1])
 
 
 def test_experts_are_quantised_one_by_one() -> None:

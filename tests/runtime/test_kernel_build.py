@@ -79,7 +79,8 @@ def workshop(tmp_path: Path) -> Workshop:
 def test_processes_that_start_together_compile_once(workshop: Workshop) -> None:
     processes = [workshop.start() for _ in range(2)]
     answers = [process.communicate(timeout=120) for process in processes]
-    assert [out.split() for out, _ in answers] == [[cpu_path.__wrapped__()] * 2] * 2
+    assert len({path for out, _ in answers for path in out.split()}) == 1
+    assert "none" not in answers[0][0]
     assert workshop.compiled() == 1
     assert sum("compiling the CPU kernels" in err for _, err in answers) == 1
     assert workshop.kept() == [".lock", ".so"]

@@ -18,6 +18,7 @@ VALUES_AT_ONCE = 1 << 18  # 1 MiB in float32: the temporaries stay in the cache;
 # adding 0.5 itself would round 0.49999997 up, because the sum is rounded before it is truncated.
 BELOW_HALF = 0.5 - 2.0**-25
 KERNEL_MAX_IN = 65536  # `MAX_IN` of kernels/cpu/int8.h
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,6 +31,15 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows = weight.reshape(-1, weight.shape[-1])  # [channels, in]
     values = torch.empty(rows.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(rows.shape[0], dtype=weight.dtype, device=weight.device)
+    if weight.device.type == "cpu" and weight.dtype in KERNEL_DTYPES and rows.numel() and cpu_path() != "none":
+        torch.ops.mixtral_cpu.int8_quantize(rows.contiguous(), values, scales)
+    else:
+        _quantize_in_pytorch(rows, values, scales)
+    return values.reshape(weight.shape), scales.reshape(weight.shape[:-1])
+
+
+def _quantize_in_pytorch(rows: Tensor, values: Tensor, scales: Tensor) -> None:
+    """rows [channels, in] -> values, scales [channels]."""
     threads = torch.get_num_threads()
     block_rows = max(1, -(-rows.shape[0] // (4 * threads)))
     blocks = [torch.split(tensor, block_rows) for tensor in (rows, values, scales)]
@@ -40,7 +50,6 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
             list(executor.map(_quantize_block, *blocks))
     finally:
         torch.set_num_threads(threads)
-    return values.reshape(weight.shape), scales.reshape(weight.shape[:-1])
 
 
 @torch.inference_mode()  # as in the caller, perhaps: threads do not inherit it

@@ -1,8 +1,8 @@
 // Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) over the blocks of a paged KV cache.
 //
-// Keys are taken in partitions of fixed length at absolute positions; each gives a softmax of its own, and the partitions
-// are put together in order (Dao et al. 2022, arXiv:2205.14135). The query heads of a key head, at consecutive positions,
-// are the columns of a unit, and no column depends on another. So a token gets the same bits whether it was decoded or
+// Keys are taken in partitions of fixed length at absolute positions; each gives a softmax of its own, and they are put
+// together in order (Dao et al. 2022, arXiv:2205.14135). The query heads of a key head, at consecutive positions, are
+// the columns of a unit, and no column depends on another. So a token gets the same bits whether it was decoded or
 // prefilled, in whatever chunks, with whatever beside it, and whichever threads did it.
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -1,4 +1,4 @@
-// Tiles of bfloat16: sums [16 rows][columns] of float32 from left factors [16][32] and right factors [16 pairs][columns].
+// Tiles of bfloat16: sums [16 rows][columns] of float32, from left factors [16][32] and right ones [16 pairs][columns].
 //
 // A column of a sum depends on that column of the right factor alone, and its products are added in one order, so a
 // result does not depend on how many columns there are.

@@ -34,7 +34,9 @@ constexpr int64_t SERIAL = 1 << 16;        // multiplications that are not worth
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Rows of a weight that are one task.
-int64_t rows_at_once(int64_t size, int64_t item) { return round_up(std::max<int64_t>(TASK_BYTES / (size * item), 1), STRIP); }
+int64_t rows_at_once(int64_t size, int64_t item) {
+    return round_up(std::max<int64_t>(TASK_BYTES / (size * item), 1), STRIP);
+}
 
 // Some rows of one expert's weight, times the packed activations of some of its tokens.
 struct Block {
@@ -47,7 +49,8 @@ struct Block {
 int64_t tokens_at_once(int64_t size) { return std::max<int64_t>(PACKED_BYTES / (2 * size) / STRIP * STRIP, STRIP); }
 
 struct Experts {
-    const void *x, *fc, *proj;  // [tokens, hidden], [experts, 2 * intermediate, hidden], [experts, hidden, intermediate]
+    const void* x;              // [tokens, hidden]
+    const void *fc, *proj;      // [experts, 2 * intermediate, hidden], [experts, hidden, intermediate]
     const float* weights;       // [tokens, top_k]
     void* result;               // [tokens, hidden]
     int64_t tokens, hidden, intermediate, top_k;
@@ -130,8 +133,8 @@ Tensor dense_linear(Tensor x, Tensor weight) {
     return y;
 }
 
-// x [tokens, hidden]; chosen int64 and weights float32 [tokens, top_k]; fc [experts, 2 * intermediate, hidden], up first;
-// proj [experts, hidden, intermediate]; contiguous, all but chosen and weights in x's dtype -> [tokens, hidden].
+// x [tokens, hidden]; chosen int64 and weights float32 [tokens, top_k]; fc [experts, 2 * intermediate, hidden], up
+// first; proj [experts, hidden, intermediate]; contiguous, the matrices in x's dtype -> [tokens, hidden].
 Tensor dense_experts(Tensor x, Tensor chosen, Tensor weights, Tensor fc, Tensor proj) {
     STD_TORCH_CHECK(x.is_contiguous() && fc.is_contiguous() && proj.is_contiguous() && chosen.is_contiguous());
     STD_TORCH_CHECK(weights.is_contiguous() && x.scalar_type() == fc.scalar_type());

@@ -1,5 +1,5 @@
-// Products of E4M3 weights with activations rounded to E4M3. bfloat16 holds both exactly, and float32 their products, so
-// only sums are rounded. Each path has one order of summation, whatever the number of tokens.
+// Products of E4M3 weights with activations rounded to E4M3. bfloat16 holds both exactly, and float32 their products,
+// so only sums are rounded. Each path has one order of summation, whatever the number of tokens.
 #pragma once
 
 #include <cstdint>

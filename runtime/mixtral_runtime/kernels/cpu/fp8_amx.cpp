@@ -1,5 +1,5 @@
-// FP8 for any number of tokens: AMX. Weights are unpacked a panel at a time to tiles [16, 32] in the first-level cache and
-// are the left matrix. A sum is one chain of tiles along `in`.
+// FP8 for any number of tokens: AMX. Weights are unpacked a panel at a time to tiles [16, 32] in the first-level cache
+// and are the left matrix. A sum is one chain of tiles along `in`.
 
 #include "fp8.h"
 

@@ -19,7 +19,8 @@ namespace {
 inline __m256i round_e4m3(__m256 value) {
     // The second operand is what comes out for NaN.
     value = _mm256_max_ps(_mm256_set1_ps(-448), _mm256_min_ps(_mm256_set1_ps(448), value));
-    const __m256i bits = _mm256_castps_si256(value), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
     const __m256i moved = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7ffff)));
     const __m256i normal = _mm256_and_si256(moved, _mm256_set1_epi32(int32_t(0xfff00000)));  // three bits of mantissa
     const __m256 unit = _mm256_set1_ps(0x1.8p14f);  // adding it rounds to a multiple of 2^-9
@@ -119,8 +120,8 @@ inline void multiply_few(const Matrix& w, int64_t row, int64_t rows, const uint1
 
 }  // namespace
 
-void multiply_avx2(const Matrix& w, int64_t first_row, int64_t rows, const Tokens& x, int64_t first_token, int64_t count,
-                   float* out) {
+void multiply_avx2(const Matrix& w, int64_t first_row, int64_t rows, const Tokens& x, int64_t first_token,
+                   int64_t count, float* out) {
     for (int64_t row = 0; row < rows; row += 4) {
         const int64_t here = std::min<int64_t>(4, rows - row);
         const uint16_t* values = x.values + first_token * x.k;

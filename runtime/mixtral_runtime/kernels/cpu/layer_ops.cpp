@@ -53,7 +53,8 @@ void choose(const float* logits, const Router& r, int64_t token) {
     for (int64_t k = 0; k < r.top_k; ++k) {
         int64_t best = -1;
         for (int64_t expert = 0; expert < r.experts; ++expert)
-            if (std::find(chosen, chosen + k, expert) == chosen + k && (best < 0 || better(logits[expert], logits[best])))
+            if ((best < 0 || better(logits[expert], logits[best])) &&
+                std::find(chosen, chosen + k, expert) == chosen + k)
                 best = expert;
         chosen[k] = best;
     }

@@ -6,7 +6,7 @@
 //   Tokens                tokens that are ready to be multiplied
 //   tile_tokens()         from how many tokens on they are stored in tiles of 16
 //   tokens(memory, rows, in, dtype)   room for them
-//   part(tokens, start, count)        those of one matrix: `count` from row `start` on, which is a multiple of 16 in tiles
+//   part(tokens, start, count)        those of one matrix: `count` from row `start` on, in tiles a multiple of 16
 //   prepare(x, row, tokens), clear(row, tokens)   x [in] float32, which may be changed; clear: what fills a tile up
 //   multiply(row, rows, tokens, first, count, out)   rows of the matrix times tokens -> out [count, ROWS] float32
 #pragma once
@@ -165,10 +165,11 @@ class Wave {
             const Task& task = tasks[i];
             const Segment& s = segments_[task.segment];
             float* to = y + (base_ + s.start + task.first) * hidden;
-            multiply_task(proj[s.expert], task, tokens_[task.segment], [&](int64_t row, int64_t count, const float* values) {
+            const auto store = [&](int64_t row, int64_t count, const float* values) {
                 for (int64_t t = 0; t < task.count; ++t)
                     std::copy_n(values + t * Format::ROWS, count, to + t * hidden + row);
-            });
+            };
+            multiply_task(proj[s.expert], task, tokens_[task.segment], store);
         });
     }
 
