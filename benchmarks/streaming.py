@@ -5,6 +5,7 @@ is usually written (`streaming_plain/`); and a fourth, NVIDIA's published models
 them. They alternate in one run, `--rounds` times. `make bench-streaming` runs it.
 """
 
+import gc
 import json
 import statistics
 import sys
@@ -219,6 +220,7 @@ def main(
         raise click.BadParameter(str(error), param_hint="--nvidia") from error
     if models is None:
         say("NVIDIA's models are left out: --nvidia takes a checkout of tensorrtllm_backend or TensorRT-LLM with them")
+    gc.freeze()  # the load runs in this process: what was imported needs no more looking at
     settings = Settings(
         tuple(int(n) for n in streams.split(",")), rounds, step_ms / 1000, paced_s, unpaced_tokens, ttft_requests
     )

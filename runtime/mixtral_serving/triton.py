@@ -3,6 +3,7 @@
 Errors are returned, never raised: a raised one shows its traceback, with the server's paths, to the client.
 """
 
+import gc
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,13 @@ def check_numpy() -> None:
     """With numpy 2 this backend's stub hands over garbage without an error, so it must not start."""
     if int(np.__version__.split(".")[0]) >= 2:
         raise RuntimeError(f"numpy is {np.__version__}, Triton's Python backend needs a version below 2")
+
+
+def freeze_garbage() -> None:
+    """At the end of `initialize`. What is there by then lives as long as the process; a full collection that went
+    through it would stop all streams for tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
 
 
 def metric_registry(families: Iterable[Family], args: dict[str, str]) -> Registry:

@@ -4,7 +4,7 @@ from typing import Any
 
 from mixtral_serving.detokenizer_model import FAMILIES, DetokenizerModel
 from mixtral_serving.prompt import PromptBuilder
-from mixtral_serving.triton import check_numpy, engine_dir, metric_registry
+from mixtral_serving.triton import check_numpy, engine_dir, freeze_garbage, metric_registry
 from mixtral_serving.triton_log import log_to_triton
 
 
@@ -14,6 +14,7 @@ class TritonPythonModel:
         log_to_triton(args["model_name"])
         vocabulary = PromptBuilder.load(engine_dir() / "tokenizer").vocabulary
         self.model = DetokenizerModel(vocabulary, metric_registry(FAMILIES, args))
+        freeze_garbage()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.model.answer(request) for request in requests]

@@ -11,6 +11,7 @@ from mixtral_serving.triton import (
     check_numpy,
     engine_dir,
     error_response,
+    freeze_garbage,
     metric_registry,
     read,
     response,
@@ -24,6 +25,7 @@ class TritonPythonModel:
         self.log = log_to_triton(args["model_name"])
         self.registry = metric_registry([REJECTED], args)
         self.builder = PromptBuilder.load(engine_dir() / "tokenizer")
+        freeze_garbage()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

@@ -7,7 +7,7 @@ from mixtral_serving.engine_metrics import FAMILIES
 from mixtral_serving.engine_model import EngineModel, warm_up
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.serve_config import ServeConfig
-from mixtral_serving.triton import check_numpy, engine_dir, metric_registry
+from mixtral_serving.triton import check_numpy, engine_dir, freeze_garbage, metric_registry
 from mixtral_serving.triton_log import log_to_triton
 
 
@@ -28,6 +28,7 @@ class TritonPythonModel:
         warm_up(engine)
         registry = metric_registry(FAMILIES, args)
         self.model = EngineModel(engine, end_id, registry, self.config.engine.max_queued_tokens)
+        freeze_garbage()
 
     def execute(self, requests: list[Any]) -> None:
         self.model.execute(requests)
