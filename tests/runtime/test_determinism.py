@@ -30,7 +30,7 @@ def requests() -> list[Request]:
                 seed=n,
             ),
             end_id=11,
-            min_tokens=50,
+            min_tokens=55 + 9 * n,  # lengths, and with them preemption, hardly depend on the tokens
             stop_sequences=[[1, 2, 3]],
             bad_sequences=[[n], [5, 6 + n]],
             logit_bias={20 + n: 2.0, 30: -100.0} if n % 3 else {},
