@@ -40,7 +40,7 @@ def test_all_that_needs_the_image_is_not_available_and_nothing_of_it_passes(tmp_
     for check in report["checks"]:
         assert len(check["details"]) == 1  # one sentence
     assert done.stdout.startswith("mixtral-triton container check\n")
-    assert "1 passed, 13 not available here; nothing is known of what is not available" in " ".join(done.stdout.split())
+    assert "1 passed, 14 not available here; nothing is known of what is not available" in " ".join(done.stdout.split())
     assert "\x1b" not in done.stdout
     assert len(done.stdout.splitlines()) < 40
     assert done.stderr.splitlines()[0] == "image: the image's versions are those this is written for?"
