@@ -10,6 +10,7 @@ from gateway_process import GatewayProcess, gateway_process
 from scripted_gateway import Reply, ScriptedGateway, scripted_gateway
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
+from synthetic_server import synthetic_server
 from system_server import Server, idle
 
 KEY = "playground-key-0123456789"
@@ -37,6 +38,27 @@ def page(driver: webdriver.Chrome, gateway: GatewayProcess) -> Iterator[Playgrou
     assert page.complaints() == []
 
 
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose answers are nonsense, never end by themselves, and come as a person reads."""
+    folder = tmp_path_factory.mktemp("paced")
+    with (folder / "log").open("w") as log, synthetic_server(folder / "engine", {"step_s": 0.03}, log=log) as process:
+        yield Server(process.address)
+
+
+@pytest.fixture(scope="module")
+def paced_gateway(paced: Server) -> Iterator[GatewayProcess]:
+    with gateway_process(paced.grpc_url) as running:
+        yield running
+
+
+@pytest.fixture
+def paced_page(driver: webdriver.Chrome, paced_gateway: GatewayProcess) -> Iterator[Playground]:
+    page = Playground(driver, paced_gateway.url)
+    yield page
+    assert page.complaints() == []
+
+
 @pytest.fixture
 def scripted() -> Iterator[ScriptedGateway]:
     with scripted_gateway() as gateway:
@@ -48,12 +70,6 @@ def scripted_page(driver: webdriver.Chrome, scripted: ScriptedGateway) -> Iterat
     page = Playground(driver, scripted.url)
     yield page
     assert page.complaints() == []
-
-
-def go_on_long(page: Playground) -> None:
-    """With these the answer to STORY is 600 tokens of nonsense, some seconds."""
-    for setting, value in {"temperature": "2", "seed": "4", "max-tokens": "1900"}.items():
-        page.set(setting, value)
 
 
 def test_a_question_is_answered_with_its_figures(page: Playground) -> None:
@@ -69,9 +85,10 @@ def test_a_question_is_answered_with_its_figures(page: Playground) -> None:
     assert page.texts(".question p") == [QUESTION, "What is my name?"]
 
 
-def test_text_is_seen_streaming_and_stop_reaches_the_engine(page: Playground, server: Server) -> None:
-    before = server.wait_for_stats(idle)["finished"]["cancelled"]
-    go_on_long(page)
+def test_text_is_seen_streaming_and_stop_reaches_the_engine(paced_page: Playground, paced: Server) -> None:
+    page = paced_page
+    before = paced.wait_for_stats(idle)["finished"]["cancelled"]
+    page.set("max-tokens", "1900")
     page.ask(STORY)
     early = page.wait(lambda: page.texts(".answer")[-1])
     assert page.get("stop").is_displayed()
@@ -81,7 +98,7 @@ def test_text_is_seen_streaming_and_stop_reaches_the_engine(page: Playground, se
     page.get("stop").click()
     assert page.wait(lambda: page.texts(".error")) == ["Stopped."]
     stopped = page.finished()
-    assert server.wait_for_stats(idle)["finished"]["cancelled"] == before + 1
+    assert paced.wait_for_stats(idle)["finished"]["cancelled"] == before + 1
     assert page.texts(".answer") == [stopped]
     assert page.focused == "prompt"
 
@@ -217,7 +234,8 @@ def test_an_answer_makes_no_markup_but_its_own(scripted_page: Playground, script
     assert scripted_page.script("return window.harmed") is None
 
 
-def test_all_of_it_by_keyboard(page: Playground, server: Server) -> None:
+def test_all_of_it_by_keyboard(paced_page: Playground, paced: Server) -> None:
+    page = paced_page
     assert page.focused == "prompt"
     page.press(STORY)
     page.press(Keys.ENTER, shift=True)
@@ -245,7 +263,7 @@ def test_all_of_it_by_keyboard(page: Playground, server: Server) -> None:
     page.press(Keys.ESCAPE)
     assert page.wait(lambda: page.texts(".error")) == ["Stopped."]
     assert page.focused == "prompt"
-    server.wait_for_stats(idle)
+    paced.wait_for_stats(idle)
 
 
 def test_on_a_phone(page: Playground) -> None:
