@@ -20,7 +20,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for name, points in one_round["ladders"].items():
             _lag(left, name, points)
         for name in COLOURS:
-            points = [p for p in one_round["paced"] if p["path"] == name]
+            if not (points := [p for p in one_round["paced"] if p["path"] == name]):
+                continue
             _delivered(right, name, points)
     left.axhline(100, color="black", linewidth=0.8, linestyle=":")
     left.set(xscale="log", yscale="log", xlabel="tokens/s that the engine makes", ylabel="added latency, p99, ms")
