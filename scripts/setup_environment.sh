@@ -59,13 +59,15 @@ fi
 echo "setting up $venv with $("$python" --version) (about 1.5 GB, once)" >&2
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
+extras=dev,bench
 torch=$(sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 if [ "${TORCH:-}" = cpu ] || { [ "$(uname -s)" = Linux ] && ! [ -e /proc/driver/nvidia/version ]; }; then
   pip install "$torch+cpu" 2>/dev/null ||
     pip install "$torch" --index-url "$cpu_index" 2>/dev/null ||
     { echo "PyTorch's CPU build cannot be reached, taking the default one" >&2; pip install "$torch"; }
+  # The default build for GPUs brings the Triton language of its own version.
+  if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then extras+=,gpu-kernels; fi
 fi
-extras=dev,bench
-# Triton's wheel exists for Linux on x86-64 alone; elsewhere the engine runs without the server.
-if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then extras=dev,bench,server; fi
+# The server's wheel exists for Linux on x86-64 alone; elsewhere the engine runs without it.
+if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then extras+=,server; fi
 pip install --editable ".[${EXTRAS:-$extras}]"

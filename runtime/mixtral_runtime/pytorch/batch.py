@@ -29,13 +29,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """span_table, block_tables: the spans as the CPU kernels read them."""
+    """span_table, block_tables: the spans as the kernels read them. longest_query: tokens of a span, longest_context: the
+    largest end of one; both may be more than there is, and are numbers so that nobody need ask the device."""
 
     token_ids: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int64, within their sequence
     slots: Tensor  # [tokens] int64, where their keys and values go
     span_table: Tensor  # [spans, 4] int64: row, start, end, first entry in block_tables
     block_tables: Tensor  # [blocks of all spans] int32
+    longest_query: int
+    longest_context: int
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -77,4 +80,6 @@ class BatchBuilder:
         blocks = tables[np.repeat(first, lengths) + positions // BLOCK_SIZE].astype(np.int64)
         tokens = torch.from_numpy(np.stack([token_ids, positions, blocks * BLOCK_SIZE + positions % BLOCK_SIZE]))
         moved = tokens.to(device)
-        return Batch(*moved, *(torch.from_numpy(part.copy()).to(device) for part in (spans, tables)))
+        span_table, block_tables = (torch.from_numpy(part.copy()).to(device) for part in (spans, tables))
+        longest = int(lengths.max(initial=0)), int(end.max(initial=0))
+        return Batch(moved[0], moved[1], moved[2], span_table, block_tables, *longest)
