@@ -29,8 +29,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """span_table, block_tables: the spans as the kernels read them. longest_query: tokens of a span, longest_context: the
-    largest end of one; both may be more than there is, and are numbers so that nobody need ask the device."""
+    """span_table, block_tables: the spans as the kernels read them. longest_query: tokens of a span, longest_context:
+    the largest end of one; both may be more than there is, and are numbers so that nobody need ask the device."""
 
     token_ids: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int64, within their sequence
