@@ -106,9 +106,9 @@ class Serving(RuleBasedStateMachine):
                 assert not self.pool.is_published(block), "a published block is written"
                 self.cells[block][position % BLOCK_SIZE] = hashes[position]
         for one in work:
-            completes = one.completes
-            self.scheduler.computed(one)
-            if completes:
+            self.scheduler.launched(one)
+            self.scheduler.collected(one)
+            if one.completes:
                 one.sequence.append(output_token(one.sequence.id, one.sequence.output_len), None, None)
                 if one.sequence.finish_reason is not None:
                     self.scheduler.remove(one.sequence)

@@ -16,13 +16,14 @@ from mixtral_runtime.engine import EngineLimits, EngineStats, FinishReason, Outp
 from mixtral_runtime.errors import CheckpointError, Internal, InvalidArgument, MixtralError, Unavailable
 from mixtral_runtime.manifest import Manifest, ModelInfo
 from mixtral_runtime.pytorch.block_pool import BlockPool
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, KvCache, cache_dtype, plan_blocks
+from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs, cuda_recorder
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, cache_dtype, plan_blocks
 from mixtral_runtime.pytorch.model import MixtralModel
 from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 from mixtral_runtime.pytorch.settings import PyTorchSettings
-from mixtral_runtime.pytorch.step import StepResult, run_step
+from mixtral_runtime.pytorch.step import Step, StepResult, StepRunner
 
 STOPPED = "the engine has stopped after a failure"
 
@@ -34,6 +35,9 @@ class PyTorchEngine:
 
     One lock guards scheduler, sequences and counters; the step itself runs outside it. So submit, cancel, poll and
     stats never wait for the model.
+
+    On a GPU the next step is launched before the last one's tokens are here, so that the device never waits for the
+    host. A sequence whose last token was a stop has then computed one more in vain, which nobody sees.
     """
 
     def __init__(
@@ -42,8 +46,11 @@ class PyTorchEngine:
         limits: EngineLimits,
         kv_cache_tokens: int | None = None,
         settings: PyTorchSettings | None = None,
+        *,
+        launch_ahead: bool | None = None,
     ) -> None:
         """kv_cache_tokens: None plans the cache from the limits and the free memory. settings: None is the defaults.
+        launch_ahead: whether a step is launched before the last one is collected; None for what the device gains from.
         Raises InvalidArgument when the limits exceed the model or the memory, or the settings the limits."""
         settings = settings or PyTorchSettings()
         limits = settings.lowered(limits)
@@ -53,9 +60,16 @@ class PyTorchEngine:
         blocks = plan_blocks(
             model.config, limits, kv_cache_tokens, model.device, cache_dtype(model.config, model.dtype)
         )
-        self._model: MixtralModel | None = model
-        self._cache: KvCache | None = model.new_cache(blocks)
-        self._sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
+        is_gpu = model.device.type == "cuda"
+        sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
+        graphs = None
+        if is_gpu and settings.decode_graphs:
+            cache = model.new_cache(blocks + 1)
+            graphs = DecodeGraphs(model, cache, limits.max_batch_size, limits.max_seq_len, cuda_recorder())
+        else:
+            cache = model.new_cache(blocks)
+        self._runner: StepRunner | None = StepRunner(model, cache, sampler, graphs)
+        self._launch_ahead = is_gpu if launch_ahead is None else launch_ahead
         self._vocab_size = model.config.vocab_size
         self._limits = limits
         self._scheduler = Scheduler(limits, BlockPool(blocks, reuse=settings.kv_cache_block_reuse))
@@ -154,17 +168,19 @@ class PyTorchEngine:
             self._stopped = True
             self._wake.notify()
         self._thread.join()
-        self._model = self._cache = None
+        self._runner = None
 
     def _run(self) -> None:
         """The step thread. A fault of the scheduling itself ends every request with an error, never silently."""
+        runner = self._runner
+        assert runner is not None
+        before: Step | None = None
         try:
-            while work := self._next_work():
-                assert self._model is not None
-                assert self._cache is not None
-                results = run_step(self._model, self._cache, self._sampler, work)
-                with self._lock:
-                    self._commit(results)
+            while (work := self._next_work(wait=before is None)) or before:
+                if self._launch_ahead:
+                    before = self._run_ahead(runner, work, before)
+                else:
+                    self._run_now(runner, work)
         except Exception:
             logger.exception("the engine stopped")
             with self._lock:
@@ -172,14 +188,61 @@ class PyTorchEngine:
                 for sequence in list(self._live.values()):
                     self._finish(sequence, FinishReason.ERROR, Internal(STOPPED))
 
-    def _next_work(self) -> list[Work]:
-        """Waits for work; empty when the engine is stopped and nothing is live."""
+    def _run_now(self, runner: StepRunner, work: list[Work]) -> None:
+        results = runner.run(work)
+        self._launched(work)
+        self._commit(results)
+
+    def _run_ahead(self, runner: StepRunner, work: list[Work], before: Step | None) -> Step | None:
+        """Launches this work and then collects the step before, in whose tokens it may begin. -> the launched step.
+
+        What raises is run again with nothing ahead of it.
+        """
+        launched = None
+        try:
+            launched = runner.launch(work, before) if work else None
+        except Exception:
+            logger.exception("the launch of a step of %d sequences failed", len(work))
+            runner.forget()
+        else:
+            self._launched(work)
+        try:
+            results = runner.collect(before) if before else []
+        except Exception:
+            logger.exception("a step failed on the device")
+            runner.forget()
+            again = [before.work if before else [], work]
+            with self._lock:
+                for one in (again[1] if launched else []) + again[0]:
+                    self._scheduler.failed(one)
+        else:
+            self._commit(results)
+            if launched or not work:
+                return launched
+            again = [work]
+        for steps in again:
+            if alive := self._alive(steps):
+                self._run_now(runner, alive)
+        return None
+
+    def _launched(self, work: list[Work]) -> None:
+        with self._lock:
+            for one in work:
+                self._scheduler.launched(one)
+
+    def _alive(self, work: list[Work]) -> list[Work]:
+        with self._lock:
+            return [one for one in work if one.sequence.id in self._live and one.current]
+
+    def _next_work(self, *, wait: bool) -> list[Work]:
+        """Waits for work if it shall; empty when it shall not and there is none, or when the engine is stopped and
+        nothing is live."""
         with self._lock:
             while True:
                 self._end_cancelled_and_late()
                 if work := self._scheduler.schedule():
                     return work
-                if self._stopped:
+                if self._stopped or not wait:
                     return []
                 self._wake.wait()
 
@@ -202,24 +265,29 @@ class PyTorchEngine:
                 self._next_deadline = min(self._next_deadline, sequence.deadline)
 
     def _commit(self, results: list[StepResult]) -> None:
-        self._steps += 1
-        for result in results:
-            sequence = result.work.sequence
-            if result.error is not None:
-                self._end(sequence, FinishReason.ERROR, result.error)
-                continue
-            self._scheduler.computed(result.work)
-            sequence.prompt_log_probs += result.prompt_log_probs
-            if result.token is None:
-                continue
-            before = sequence.output_len
-            sequence.append(result.token, result.log_prob, result.top_log_probs)
-            self._output_tokens += sequence.output_len - before
-            if sequence.finish_reason is not None:
-                self._end(sequence, sequence.finish_reason)
-            elif sequence.request.streaming:
-                self._news[sequence.id] = sequence
-        self._output.notify_all()
+        with self._lock:
+            self._steps += 1
+            for result in results:
+                if result.work.sequence.id in self._live:
+                    self._commit_one(result)
+            self._output.notify_all()
+
+    def _commit_one(self, result: StepResult) -> None:
+        sequence = result.work.sequence
+        if result.error is not None:
+            self._end(sequence, FinishReason.ERROR, result.error)
+            return
+        self._scheduler.collected(result.work)
+        sequence.prompt_log_probs += result.prompt_log_probs
+        if result.token is None:
+            return
+        before = sequence.output_len
+        sequence.append(result.token, result.log_prob, result.top_log_probs)
+        self._output_tokens += sequence.output_len - before
+        if sequence.finish_reason is not None:
+            self._end(sequence, sequence.finish_reason)
+        elif sequence.request.streaming:
+            self._news[sequence.id] = sequence
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: MixtralError | None = None) -> None:
         self._scheduler.remove(sequence)
