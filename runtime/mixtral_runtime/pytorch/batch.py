@@ -69,6 +69,10 @@ class HostBatch:
     block_tables: IntArray  # [blocks of all spans] int32
 
     @property
+    def takes_sampled(self) -> bool:
+        return bool((self.tokens[3] >= 0).any())
+
+    @property
     def longest_query(self) -> int:
         return int((self.span_table[:, 2] - self.span_table[:, 1]).max(initial=0))
 
@@ -79,7 +83,7 @@ class HostBatch:
     def to(self, device: torch.device, sampled: Tensor | None = None) -> Batch:
         """sampled: [rows] int64 on the device, the tokens of the step before, where some are not known here."""
         token_ids, positions, slots, sources = move(self.tokens, device)
-        if sampled is not None:
+        if sampled is not None and self.takes_sampled:
             token_ids = with_sampled(token_ids, sources, sampled)
         tables = move(self.span_table, device), move(self.block_tables, device)
         return Batch(token_ids, positions, slots, *tables, self.longest_query, self.longest_context)

@@ -98,7 +98,7 @@ class DecodeGraphs:
         device = self._model.device
         recorded.inputs.copy_(move(inputs, device))
         recorded.block_tables[: len(block_tables)].copy_(move(block_tables, device))
-        if sampled is not None:
+        if sampled is not None and batch.takes_sampled:
             token_ids, _, _, sources = recorded.inputs[:4]
             token_ids.copy_(with_sampled(token_ids, sources, sampled))
         recorded.replay()
@@ -112,7 +112,8 @@ class DecodeGraphs:
         inputs[2, spans:] = self._nobodys_block * BLOCK_SIZE + POSITION
         inputs[3, spans:] = -1
         table = inputs[4:].reshape(rows, 4)
-        table[spans:] = np.stack([np.arange(spans, rows), *np.broadcast_arrays(POSITION, POSITION + 1, blocks)], axis=1)
+        nobody = [(row, POSITION, POSITION + 1, blocks) for row in range(spans, rows)]
+        table[spans:] = np.array(nobody, dtype=np.int64).reshape(-1, 4)
         inputs[:4, :spans] = batch.tokens
         table[:spans] = batch.span_table
         return inputs, np.append(batch.block_tables, np.int32(self._nobodys_block))

@@ -207,16 +207,18 @@ class PyTorchEngine:
         else:
             self._launched(work)
         try:
-            results = runner.collect(before) if before else []
+            results = runner.collect(before) if before else None
         except Exception:
             logger.exception("a step failed on the device")
             runner.forget()
-            again = [before.work if before else [], work]
+            assert before is not None
+            again = [before.work, work]
             with self._lock:
-                for one in (again[1] if launched else []) + again[0]:
+                for one in (work if launched else []) + before.work:
                     self._scheduler.failed(one)
         else:
-            self._commit(results)
+            if results is not None:
+                self._commit(results)
             if launched or not work:
                 return launched
             again = [work]
