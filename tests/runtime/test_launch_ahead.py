@@ -13,6 +13,8 @@ from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs, graph_sizes
 from mixtral_runtime.pytorch.engine import PyTorchEngine
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
 from mixtral_runtime.pytorch.model import MixtralModel
+from mixtral_runtime.pytorch.sampler import Sampler
+from mixtral_runtime.pytorch.scheduler import Work
 from mixtral_runtime.pytorch.step import Step, StepResult, StepRunner
 
 PATIENCE_S = 60.0
@@ -61,9 +63,17 @@ def test_the_next_step_is_launched_before_the_tokens_are_known(
     model: MixtralModel, collect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    launch, gather = StepRunner.launch, StepRunner.collect
-    monkeypatch.setattr(StepRunner, "launch", lambda *args: order.append("launch") or launch(*args))
-    monkeypatch.setattr(StepRunner, "collect", lambda *args: order.append("collect") or gather(*args))
+
+    class Noted(StepRunner):
+        def launch(self, work: list[Work], before: Step | None = None) -> Step:
+            order.append("launch")
+            return super().launch(work, before)
+
+        def collect(self, step: Step) -> list[StepResult]:
+            order.append("collect")
+            return super().collect(step)
+
+    monkeypatch.setattr("mixtral_runtime.pytorch.engine.StepRunner", Noted)
     engine = PyTorchEngine(model, LIMITS, launch_ahead=True)
     request = engine.submit(Request([1, 2, 3], 4))
     assert len(collect(engine, request)[request].token_ids) == 4
@@ -153,3 +163,31 @@ def test_a_recorded_step_gives_the_logits_of_a_plain_one(model: MixtralModel) ->
         assert torch.equal(graphs.run(host, sampled), expected)
     assert not torch.equal(cache.storage[:, :, -1], torch.zeros_like(cache.storage[:, :, -1])), "nobody wrote nowhere"
     assert torch.equal(cache.storage[:, :, :blocks], plain.storage), "a row of nobody wrote into another's block"
+
+
+def test_warming_up_leaves_nothing_that_a_request_sees(
+    model: MixtralModel, collect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request([5, 6, 7], 20, sampling=SamplingParams(temperature=1.0, seed=1))
+    engine = PyTorchEngine(model, LIMITS)
+    expected = collect(engine, number := engine.submit(request))[number].token_ids
+    engine.close()
+    steps: list[int] = []
+    forward = MixtralModel.forward
+
+    def counted(self: MixtralModel, batch: Any, cache: Any) -> Tensor:
+        steps.append(len(batch.token_ids))
+        return forward(self, batch, cache)
+
+    class Warm(StepRunner):
+        def __init__(self, model: MixtralModel, cache: Any, sampler: Sampler, graphs: Any) -> None:
+            super().__init__(model, cache, sampler, graphs)
+            self.warm_up(LIMITS)
+
+    monkeypatch.setattr(MixtralModel, "forward", counted)
+    monkeypatch.setattr("mixtral_runtime.pytorch.engine.StepRunner", Warm)
+    engine = PyTorchEngine(model, LIMITS)
+    assert steps == [2, 4, 8, 16, 32, 48]
+    again = collect(engine, number := engine.submit(request))[number].token_ids
+    assert again == expected
+    engine.close()

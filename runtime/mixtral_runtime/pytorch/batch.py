@@ -98,6 +98,11 @@ class BatchBuilder:
         self._span_table = array("q")
         self._block_tables = array("i")
 
+    @property
+    def tokens(self) -> int:
+        """Those that were added."""
+        return len(self._token_ids)
+
     def add(self, token_ids: Sequence[int], start: int, block_ids: Sequence[int]) -> None:
         """token_ids: at positions `start` and following of the sequence that owns `block_ids`."""
         end = start + len(token_ids)

@@ -69,6 +69,8 @@ class PyTorchEngine:
         else:
             cache = model.new_cache(blocks)
         self._runner: StepRunner | None = StepRunner(model, cache, sampler, graphs)
+        if is_gpu:
+            self._runner.warm_up(limits)
         self._launch_ahead = is_gpu if launch_ahead is None else launch_ahead
         self._vocab_size = model.config.vocab_size
         self._limits = limits

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mixtral_runtime.engine import TopLogProbs
+from mixtral_runtime.engine import EngineLimits, Request, SamplingParams, TopLogProbs
 from mixtral_runtime.errors import Internal
+from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch import log_probs
 from mixtral_runtime.pytorch.batch import Batch, BatchBuilder, HostBatch
 from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs
@@ -22,6 +23,7 @@ from mixtral_runtime.pytorch.kv_cache import KvCache
 from mixtral_runtime.pytorch.model import MixtralModel
 from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Work
+from mixtral_runtime.pytorch.sequence import Sequence
 
 LOGITS_ROWS = 64  # of a prompt at once: the logits of a whole prompt could outgrow the model
 
@@ -83,6 +85,24 @@ class StepRunner:
 
     def forget(self) -> None:
         """After a step that was launched in vain."""
+        self._sampler.forget()
+
+    @torch.inference_mode()
+    def warm_up(self, limits: EngineLimits) -> None:
+        """Runs steps of every size class, of decoding and prefilling sequences, so that no request waits for kernels to
+        be compiled. For an engine without sequences: all is written into block 0."""
+        sizes = [2**i for i in range(1, 64) if 2**i < limits.max_num_tokens]
+        for tokens in (*sizes, limits.max_num_tokens):
+            builder = BatchBuilder()
+            builder.add([0], 1, [0])
+            while (left := tokens - builder.tokens) > 0:
+                length = min(left, limits.max_input_len)
+                builder.add([0] * length, 0, [0] * blocks_for(length))
+            batch = builder.build(self._model.device)
+            logits = self._model.logits(self._model.forward(batch, self._cache)[batch.last_rows])
+        every_way = [SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=2)]
+        sequences = [Sequence(0, Request([0], 1, sampling=params), None) for params in every_way]
+        self._sampler.sample(logits[:1].nan_to_num().repeat(len(sequences), 1), sequences)
         self._sampler.forget()
 
     @torch.inference_mode()
