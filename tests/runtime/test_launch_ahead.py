@@ -180,7 +180,7 @@ def test_warming_up_leaves_nothing_that_a_request_sees(
         return forward(self, batch, cache)
 
     class Warm(StepRunner):
-        def __init__(self, model: MixtralModel, cache: Any, sampler: Sampler, graphs: Any) -> None:
+        def __init__(self, model: MixtralModel, cache: Any, sampler: Sampler, graphs: Any = None) -> None:
             super().__init__(model, cache, sampler, graphs)
             self.warm_up(LIMITS)
 

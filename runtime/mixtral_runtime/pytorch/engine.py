@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -23,7 +24,8 @@ from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 from mixtral_runtime.pytorch.settings import PyTorchSettings
-from mixtral_runtime.pytorch.step import Step, StepResult, StepRunner
+from mixtral_runtime.pytorch.step import StepResult, StepRunner
+from mixtral_runtime.pytorch.step_loop import run_steps
 
 STOPPED = "the engine has stopped after a failure"
 
@@ -61,16 +63,9 @@ class PyTorchEngine:
             model.config, limits, kv_cache_tokens, model.device, cache_dtype(model.config, model.dtype)
         )
         is_gpu = model.device.type == "cuda"
-        sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
-        graphs = None
-        if is_gpu and settings.decode_graphs:
-            cache = model.new_cache(blocks + 1)
-            graphs = DecodeGraphs(model, cache, limits.max_batch_size, limits.max_seq_len, cuda_recorder())
-        else:
-            cache = model.new_cache(blocks)
-        self._runner: StepRunner | None = StepRunner(model, cache, sampler, graphs)
-        if is_gpu:
-            self._runner.warm_up(limits)
+        self._device = model.device
+        with _current(self._device):
+            self._runner: StepRunner | None = _new_runner(model, blocks, limits, settings)
         self._launch_ahead = is_gpu if launch_ahead is None else launch_ahead
         self._vocab_size = model.config.vocab_size
         self._limits = limits
@@ -174,15 +169,10 @@ class PyTorchEngine:
 
     def _run(self) -> None:
         """The step thread. A fault of the scheduling itself ends every request with an error, never silently."""
-        runner = self._runner
-        assert runner is not None
-        before: Step | None = None
+        assert self._runner is not None
         try:
-            while (work := self._next_work(wait=before is None)) or before:
-                if self._launch_ahead:
-                    before = self._run_ahead(runner, work, before)
-                else:
-                    self._run_now(runner, work)
+            with _current(self._device):
+                run_steps(self._runner, self, launch_ahead=self._launch_ahead)
         except Exception:
             logger.exception("the engine stopped")
             with self._lock:
@@ -190,57 +180,10 @@ class PyTorchEngine:
                 for sequence in list(self._live.values()):
                     self._finish(sequence, FinishReason.ERROR, Internal(STOPPED))
 
-    def _run_now(self, runner: StepRunner, work: list[Work]) -> None:
-        results = runner.run(work)
-        self._launched(work)
-        self._commit(results)
+    # What `step_loop.Ledger` asks, of the step thread.
 
-    def _run_ahead(self, runner: StepRunner, work: list[Work], before: Step | None) -> Step | None:
-        """Launches this work and then collects the step before, in whose tokens it may begin. -> the launched step.
-
-        What raises is run again with nothing ahead of it.
-        """
-        launched = None
-        try:
-            launched = runner.launch(work, before) if work else None
-        except Exception:
-            logger.exception("the launch of a step of %d sequences failed", len(work))
-            runner.forget()
-        else:
-            self._launched(work)
-        try:
-            results = runner.collect(before) if before else None
-        except Exception:
-            logger.exception("a step failed on the device")
-            runner.forget()
-            assert before is not None
-            again = [before.work, work]
-            with self._lock:
-                for one in (work if launched else []) + before.work:
-                    self._scheduler.failed(one)
-        else:
-            if results is not None:
-                self._commit(results)
-            if launched or not work:
-                return launched
-            again = [work]
-        for steps in again:
-            if alive := self._alive(steps):
-                self._run_now(runner, alive)
-        return None
-
-    def _launched(self, work: list[Work]) -> None:
-        with self._lock:
-            for one in work:
-                self._scheduler.launched(one)
-
-    def _alive(self, work: list[Work]) -> list[Work]:
-        with self._lock:
-            return [one for one in work if one.sequence.id in self._live and one.current]
-
-    def _next_work(self, *, wait: bool) -> list[Work]:
-        """Waits for work if it shall; empty when it shall not and there is none, or when the engine is stopped and
-        nothing is live."""
+    def next_work(self, *, wait: bool) -> list[Work]:
+        """Empty also when the engine is stopped and nothing is live."""
         with self._lock:
             while True:
                 self._end_cancelled_and_late()
@@ -249,6 +192,28 @@ class PyTorchEngine:
                 if self._stopped or not wait:
                     return []
                 self._wake.wait()
+
+    def launched(self, work: list[Work]) -> None:
+        with self._lock:
+            for one in work:
+                self._scheduler.launched(one)
+
+    def failed(self, work: list[Work]) -> None:
+        with self._lock:
+            for one in work:
+                self._scheduler.failed(one)
+
+    def alive(self, work: list[Work]) -> list[Work]:
+        with self._lock:
+            return [one for one in work if one.sequence.id in self._live and one.current]
+
+    def collected(self, results: list[StepResult]) -> None:
+        with self._lock:
+            self._steps += 1
+            for result in results:
+                if result.work.sequence.id in self._live:
+                    self._commit(result)
+            self._output.notify_all()
 
     def _end_cancelled_and_late(self) -> None:
         """Looks at every sequence only when a deadline has passed."""
@@ -268,15 +233,7 @@ class PyTorchEngine:
             else:
                 self._next_deadline = min(self._next_deadline, sequence.deadline)
 
-    def _commit(self, results: list[StepResult]) -> None:
-        with self._lock:
-            self._steps += 1
-            for result in results:
-                if result.work.sequence.id in self._live:
-                    self._commit_one(result)
-            self._output.notify_all()
-
-    def _commit_one(self, result: StepResult) -> None:
+    def _commit(self, result: StepResult) -> None:
         sequence = result.work.sequence
         if result.error is not None:
             self._end(sequence, FinishReason.ERROR, result.error)
@@ -303,3 +260,22 @@ class PyTorchEngine:
         self._finished[reason.value] += 1
         self._news[sequence.id] = sequence
         self._output.notify_all()
+
+
+def _new_runner(model: MixtralModel, blocks: int, limits: EngineLimits, settings: PyTorchSettings) -> StepRunner:
+    """blocks: of the KV cache that sequences may have."""
+    sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
+    if model.device.type != "cuda":
+        return StepRunner(model, model.new_cache(blocks), sampler)
+    graphs = None
+    cache = model.new_cache(blocks + 1)
+    if settings.decode_graphs:
+        graphs = DecodeGraphs(model, cache, limits.max_batch_size, limits.max_seq_len, cuda_recorder())
+    runner = StepRunner(model, cache, sampler, graphs)
+    runner.warm_up(limits)
+    return runner
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes it the thread's device: kernels of a language of their own are launched on that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
