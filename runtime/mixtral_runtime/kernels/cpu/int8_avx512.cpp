@@ -88,29 +88,13 @@ void multiply_row(const int8_t* weight, float weight_scale, const Activations& x
     }
 }
 
-template <int TOKENS>
-void multiply_block(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index, float* y,
-                    int64_t stride) {
-    for (int64_t n = begin; n < end; ++n) {
-        if (x.planes == 2)
-            multiply_row<TOKENS, 2>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-        else
-            multiply_row<TOKENS, 3>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-    }
-}
+#include "int8_blocks.inc"
 
 }  // namespace
 
 void multiply_rows_avx512(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index,
                           int64_t rows, float* y, int64_t stride) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) multiply_block<4>(w, begin, end, x, index + i, y + i * stride, stride);
-    y += i * stride;
-    switch (rows - i) {
-        case 1: return multiply_block<1>(w, begin, end, x, index + i, y, stride);
-        case 2: return multiply_block<2>(w, begin, end, x, index + i, y, stride);
-        case 3: return multiply_block<3>(w, begin, end, x, index + i, y, stride);
-    }
+    multiply_blocks(w, begin, end, x, index, rows, y, stride);
 }
 
 }  // namespace mixtral::int8

@@ -99,10 +99,11 @@ int64_t sum_lanes(__m256i v) {
 
 constexpr int64_t FLUSH = 4096;  // values of `in` after which a lane of int32 could overflow: 256 sums of 2^23
 
-// HALVES int16 planes of TOKENS rows times one row of weights.
-template <int TOKENS, int HALVES>
+// TOKENS rows times one row of weights.
+template <int TOKENS, int PLANES>
 void multiply_row(const int8_t* weight, float weight_scale, const Activations& x, const int32_t* index, float* y,
                   int64_t stride) {
+    constexpr int HALVES = PLANES - 1;  // of q, int16
     const int64_t in = x.in, padded = round_up(in, STEP);
     const int16_t* rows[TOKENS];
     for (int t = 0; t < TOKENS; ++t) rows[t] = (const int16_t*)(x.data + index[t] * x.row_bytes());
@@ -133,24 +134,13 @@ void multiply_row(const int8_t* weight, float weight_scale, const Activations& x
     }
 }
 
-template <int TOKENS>
-void multiply_block(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index, float* y,
-                    int64_t stride) {
-    for (int64_t n = begin; n < end; ++n) {
-        if (x.planes == 2)
-            multiply_row<TOKENS, 1>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-        else
-            multiply_row<TOKENS, 2>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-    }
-}
+#include "int8_blocks.inc"
 
 }  // namespace
 
 void multiply_rows_avx2(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index,
                         int64_t rows, float* y, int64_t stride) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) multiply_block<4>(w, begin, end, x, index + i, y + i * stride, stride);
-    for (; i < rows; ++i) multiply_block<1>(w, begin, end, x, index + i, y + i * stride, stride);
+    multiply_blocks(w, begin, end, x, index, rows, y, stride);
 }
 
 }  // namespace mixtral::int8
