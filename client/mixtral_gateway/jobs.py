@@ -11,6 +11,7 @@ from mixtral_gateway.settings import Settings
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions; a chat may fill the model's length
 MOST_ALTERNATIVES = 20
+LARGEST_PENALTY = 2  # OpenAI's limit; the server's own is 100
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _UINT64 = 2**64
 
@@ -174,8 +175,8 @@ def _options(
         top_p=fields.get("top_p"),
         min_p=fields.get("min_p"),
         repetition_penalty=fields.get("repetition_penalty"),
-        presence_penalty=fields.get("presence_penalty"),
-        frequency_penalty=fields.get("frequency_penalty"),
+        presence_penalty=_penalty(fields, "presence_penalty"),
+        frequency_penalty=_penalty(fields, "frequency_penalty"),
         logit_bias=tuple(_biases(fields.get("logit_bias", {}))),
         min_tokens=fields.get("min_tokens"),
         bad_words=tuple(fields.get("bad_words", ())),
@@ -188,6 +189,13 @@ def _options(
         return_prompt_log_probs=with_log_probs and echo,
         top_log_probs=alternatives or None,
     )
+
+
+def _penalty(fields: dict[str, Any], name: str) -> float | None:
+    value: float | None = fields.get(name)
+    if value is not None and not -LARGEST_PENALTY <= value <= LARGEST_PENALTY:
+        raise bad_request(f"{name} is {value}, it must be from {-LARGEST_PENALTY} to {LARGEST_PENALTY}", name)
+    return value
 
 
 def _biases(given: dict[str, float]) -> Iterator[tuple[int, float]]:
