@@ -53,6 +53,7 @@ class Call(Protocol):
     def headers(self, headers: list[tuple[bytes, bytes]]) -> None: ...
     def end(self) -> None: ...
     def fail(self, failure: StreamFailed) -> None: ...
+    def refused(self, failure: StreamFailed) -> None: ...  # as fail, and the server has surely done nothing for it
     def wake(self) -> None: ...  # the server takes more
 
 
@@ -236,7 +237,8 @@ class Connection(asyncio.Protocol):
                 self._close_if_done()
         elif isinstance(event, StreamReset):
             if (call := self._calls.pop(event.stream_id, None)) is not None:
-                call.fail(StreamFailed(*_reason_of_reset(event.error_code)))
+                failure = StreamFailed(*_reason_of_reset(event.error_code))
+                (call.refused if event.error_code == ErrorCodes.REFUSED_STREAM else call.fail)(failure)
                 self._close_if_done()
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
             if not self.greeted.done():
@@ -245,10 +247,10 @@ class Connection(asyncio.Protocol):
                 self._calls[stream].wake()
 
     def _end_after(self, last: int) -> None:
-        """The server takes no streams after this one. h2 would take no more frames of the others either."""
+        """The server has taken no streams after this one. h2 would take no more frames of the others either."""
         self.lost = True
         for stream in [stream for stream in self._calls if stream > last]:
-            self._calls.pop(stream).fail(StreamFailed(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
+            self._calls.pop(stream).refused(StreamFailed(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
         self._close_if_done()
 
     def _fail(self, code: grpc.StatusCode, details: str) -> None:
