@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 import grpc
 
-from mixtral_client.http2_connection import Connection, StreamFailed, connect
+from mixtral_client.http2_connection import Connection, connect
+from mixtral_client.http2_stream import StreamFailed
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 # Messages that nobody has read yet may hold so many bytes before the server has to wait.

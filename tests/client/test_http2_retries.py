@@ -12,7 +12,7 @@ from h2.errors import ErrorCodes
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
 from mixtral_client.http2_channel import Http2Channel
-from mixtral_client.http2_connection import StreamFailed
+from mixtral_client.http2_stream import StreamFailed
 
 Reply = Callable[[H2Connection, int], None]  # to a stream, by number
 LARGE = bytes(range(256)) * 1024  # more than the server takes before it has acknowledged some
