@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mixtral_client import GenerationOptions, Message
-from mixtral_gateway.errors import bad_request
+from mixtral_gateway.errors import bad_request, no_such_model
 from mixtral_gateway.fields import Endpoint, validate
 from mixtral_gateway.settings import Settings
 
@@ -58,7 +58,7 @@ def read_job(endpoint: Endpoint, body: object, settings: Settings) -> Job:
     """Raises ApiError naming the field that is wrong. Ranges of what only the engine knows are left to the server."""
     fields = validate(endpoint, body)
     if fields["model"] not in settings.models:
-        raise _no_such_model(fields["model"])
+        raise no_such_model(fields["model"])
     stream_options = fields.get("stream_options") or {}
     if stream_options and not fields.get("stream"):
         raise bad_request("stream_options is given and stream is not true", "stream_options")
@@ -85,11 +85,6 @@ def read_job(endpoint: Endpoint, body: object, settings: Settings) -> Job:
         scores_only=scores_only,
         whole_length=max_tokens is None,
     )
-
-
-def _no_such_model(name: str) -> Exception:
-    error = bad_request(f"the model {name[:100]!r} does not exist, see /v1/models", "model", "model_not_found")
-    return replace(error, status=404)
 
 
 def read_messages(messages: list[dict[str, Any]]) -> list[Message]:

@@ -19,8 +19,10 @@ def sent(triton: ScriptedServer) -> dict[str, Any]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "other"]
-    assert client.models.retrieve("other").id == "other"
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["tiny", "other"]
+    assert client.models.retrieve("other") == models[1]
+    assert models[1].model_dump()["max_model_len"] == 64
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no-such")
 
