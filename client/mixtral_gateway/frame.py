@@ -45,7 +45,7 @@ class Frame:
             return  # no websockets here
         begun = time.perf_counter()
         headers = Headers(scope=scope)
-        record = Record(_request_id(headers), scope["method"], _route(scope["path"]), (scope["client"] or ("",))[0])
+        record = Record(_request_id(headers), scope["method"], _route(scope["path"]), (scope["client"] or (None,))[0])
         scope["record"] = record
         framed = _with_headers(send, record)
         try:
