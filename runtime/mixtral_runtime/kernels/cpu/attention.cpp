@@ -22,6 +22,7 @@
 
 #include "arena.h"
 #include "bf16_tiles.h"
+#include "bits.h"
 #include "numbers.h"
 #include "parallel.h"
 #include "path.h"

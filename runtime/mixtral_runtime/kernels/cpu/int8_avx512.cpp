@@ -2,8 +2,7 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
+#include "bits.h"
 #include "int8.h"
 
 MIXTRAL_BEGIN_AVX512
@@ -20,10 +19,8 @@ void quantize_row_avx512(const float* x, const Activations& out, int64_t row) {
     __m512i bits = _mm512_setzero_si512();
     for (int64_t k = 0; k < in; k += 16)
         bits = _mm512_max_epu32(bits, _mm512_and_si512(_mm512_castps_si512(load(k)), _mm512_set1_epi32(0x7fffffff)));
-    const uint32_t amax_bits = _mm512_reduce_max_epu32(bits);
-    float amax, inverse;
-    std::memcpy(&amax, &amax_bits, 4);
-    out.scales[row] = activation_scale(amax, out.planes, inverse);
+    float inverse;
+    out.scales[row] = activation_scale(as_float(_mm512_reduce_max_epu32(bits)), out.planes, inverse);
     const __m512 factor = _mm512_set1_ps(inverse);
     int8_t* data = out.data + row * out.row_bytes();
     __m512i sums = _mm512_setzero_si512();  // [8] int64

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "bits.h"
 #include "int8.h"
 
 MIXTRAL_BEGIN_AVX2
@@ -20,15 +21,13 @@ namespace {
 // The largest q: 127 in both bytes, and for three far enough below that the rounding of the scale cannot pass it.
 float largest(int planes) { return planes == 2 ? 32639.f : 127 * 65536.f; }
 
-uint32_t amax_bits(const float* x, int64_t in) {
+float largest_value(const float* x, int64_t in) {
     uint32_t amax = 0;  // as integers, NaN is above infinity, which is above the rest
     for (int64_t k = 0; k < in; ++k) {
-        uint32_t bits;
-        std::memcpy(&bits, x + k, 4);
-        bits &= 0x7fffffff;
+        const uint32_t bits = as_bits(x[k]) & 0x7fffffff;
         amax = bits > amax ? bits : amax;
     }
-    return amax;
+    return as_float(amax);
 }
 
 int64_t sum_of(const int32_t* q, int64_t in) {
@@ -51,10 +50,8 @@ namespace {
 
 void quantize_row_avx2(const float* x, const Activations& out, int64_t row) {
     const int64_t in = out.in, padded = round_up(in, STEP);
-    const uint32_t bits = amax_bits(x, in);
-    float amax, inverse;
-    std::memcpy(&amax, &bits, 4);
-    out.scales[row] = activation_scale(amax, out.planes, inverse);
+    float inverse;
+    out.scales[row] = activation_scale(largest_value(x, in), out.planes, inverse);
     auto* high = (int16_t*)(out.data + row * out.row_bytes());  // for two planes the only half
     auto* low = high + padded;
     for (int64_t k = 0; k < padded; k += 8) {

@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bits.h"
 #include "numbers.h"
 #include "parallel.h"
 #include "path.h"
