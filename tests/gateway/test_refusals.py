@@ -139,7 +139,9 @@ def test_health_tells_of_a_server_that_is_starting(http: httpx.Client, triton: S
 
 
 def test_unknown_addresses_and_methods(http: httpx.Client) -> None:
-    assert http.get("/v1/embeddings").json()["error"]["code"] == "not_found"
+    for method in ("GET", "POST"):
+        missing = http.request(method, "/v1/embeddings")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert http.get("/v1/chat/completions").status_code == 405
 
 
