@@ -164,7 +164,7 @@ class Http2Call:
             self.wake()
 
     def refused(self, failure: StreamFailed) -> None:
-        """Failed before the server did anything. Beyond the second time it is the server's last word."""
+        """Failed before the server did anything. A second time it is the server's last word."""
         if self._ended or self._sent_again_if_refused is None:
             self.fail(failure)
         else:
