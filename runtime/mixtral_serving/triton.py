@@ -40,6 +40,19 @@ def freeze_garbage() -> None:
     gc.freeze()
 
 
+def serialize_fast() -> None:
+    """In `initialize` of a model that answers with text. The backend turns strings into a tensor's bytes in Python, by
+    an iterator that costs 6 of the 17 microseconds of a response's text; a single one needs none."""
+    by_iterator = pb_utils.serialize_byte_tensor
+
+    def serialize(array: Array) -> Any:
+        if array.size == 1 and type(text := array.item()) is bytes:
+            return len(text).to_bytes(4, "little") + text
+        return by_iterator(array)
+
+    pb_utils.serialize_byte_tensor = serialize
+
+
 def metric_registry(families: Iterable[Family], args: dict[str, str]) -> Registry:
     """args: what `initialize` was given."""
     labels = {"model": args["model_name"], "version": args["model_version"]}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_server import Step, answer, heartbeat
+from scripted_server import Step, answer, heartbeat, tensors
+from tritonclient.grpc import service_pb2
 
 from mixtral_client import Chunk, ProtocolError, Result, TokenLogProb
 from mixtral_client.assembly import ChunkAssembler
@@ -157,7 +158,7 @@ def test_half_a_character_is_an_error_and_not_a_replacement_character() -> None:
 def test_a_tensor_with_less_than_its_shape_needs_is_an_error_and_not_an_empty_text(
     name: str, values: list[Any], kept: int
 ) -> None:
-    broken = answer(**{name: values})
+    broken = Step(service_pb2.ModelStreamInferResponse(infer_response=tensors(None, **{name: values})))
     contents = broken.response.infer_response.raw_output_contents
     contents[0] = contents[0][:kept]
     with pytest.raises(ProtocolError, match=rf"{name} has {kept // 4} values in {kept} bytes, its shape .* needs"):
