@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_serving.metrics import Family, Registry
-from mixtral_serving.tensors import Array, Tensors
+from mixtral_serving.tensors import Array, Tensors, single_string
 
 # Names of TritonError's codes; the stub fills pb_utils only after the model's modules are imported.
 _CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "UNAVAILABLE": "UNAVAILABLE", "INTERNAL": "INTERNAL"}
@@ -46,9 +46,8 @@ def serialize_fast() -> None:
     by_iterator = pb_utils.serialize_byte_tensor
 
     def serialize(array: Array) -> Any:
-        if array.size == 1 and type(text := array.item()) is bytes:
-            return len(text).to_bytes(4, "little") + text
-        return by_iterator(array)
+        packed = single_string(array)
+        return by_iterator(array) if packed is None else packed
 
     pb_utils.serialize_byte_tensor = serialize
 
