@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtral_runtime.engine import Request
+from mixtral_runtime.engine import Request, SamplingParams
 from mixtral_runtime.pytorch.batch import move
 from mixtral_runtime.pytorch.choice import Choice
 from mixtral_runtime.pytorch.history import History
@@ -32,6 +32,16 @@ class GpuSampler:
         self._max_batch_size = max_batch_size
         self._vocab_size = vocab_size
         self._device = device
+        self.forget()
+
+    def warm_up(self) -> None:
+        """Compiles all that later steps may need, so that none of them waits for the compiler."""
+        greedy, drawn = Request([0], 1), Request([0], 1, SamplingParams(1.0))
+        ruled = Request([0], 1, SamplingParams(repetition_penalty=2.0), bad_sequences=[[0, 0]])
+        for requests in ([greedy], [drawn], [ruled], [ruled, drawn]):
+            sequences = [Sequence(number, request, None) for number, request in enumerate(requests)]
+            logits = torch.zeros(len(requests), self._vocab_size, device=self._device)
+            self.append(self.sample(logits, sequences))
         self.forget()
 
     def sample(self, logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -151,12 +161,11 @@ def _bias(requests: list[Request], biased: list[int], vocab_size: int) -> dict[i
 
 
 def _stops(requests: list[Request]) -> list[list[int]]:
-    """For each request the tokens that end it by themselves, filled up with -1 to the same power of two of them."""
+    """For each request the tokens that end it by themselves, filled up with -1 to the same number of them."""
     stops = [
         [stop[0] for stop in request.stop_sequences if len(stop) == 1]
         + ([] if request.end_id is None else [request.end_id])
         for request in requests
     ]
-    longest = max(1, *map(len, stops), 0)
-    width = 1 << (longest - 1).bit_length()
+    width = max(map(len, stops))
     return [one + [-1] * (width - len(one)) for one in stops]

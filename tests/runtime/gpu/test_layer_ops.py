@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.kernels.gpu import layer_ops
+from mixtral_runtime.pytorch import layer_ops as choice_of_ops
 from mixtral_runtime.pytorch.layer_ops import GpuOps, PlainOps
+from mixtral_runtime.pytorch.model import MixtralModel
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TOLERANCE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 1e-6}  # half a unit in the last place
@@ -95,6 +98,15 @@ def test_a_router_is_kept_in_half_the_bytes_only_where_nothing_is_lost() -> None
         compacted = layer_ops.compact(router.to(dtype).float())
         assert compacted.dtype == dtype
         assert torch.equal(compacted.float(), router.to(dtype).float())
+
+
+def test_a_model_of_them_has_the_same_logits(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = [1, 5, 9, 2, 30]
+    plain = MixtralModel.load(checkpoint, "cpu", torch.float32).forward_logits(prompt)
+    monkeypatch.setattr(choice_of_ops, "gpu_kernels_serve", lambda device: True)
+    model = MixtralModel.load(checkpoint, "cpu", torch.float32)
+    assert isinstance(model._ops, GpuOps)
+    torch.testing.assert_close(model.forward_logits(prompt), plain, rtol=1e-3, atol=1e-4)
 
 
 def test_no_tokens_are_no_work() -> None:

@@ -200,6 +200,14 @@ def test_a_step_that_failed_is_forgotten() -> None:
     assert torch.equal(sampler.sample(first, [one]), tokens)
 
 
+def test_warming_up_leaves_nothing_behind() -> None:
+    warm, cold = GpuSampler(1, VOCAB, CPU), GpuSampler(1, VOCAB, CPU)
+    warm.warm_up()
+    request = Request([1], 9, SamplingParams(repetition_penalty=2.0), bad_sequences=[[1, 5]])
+    logits, rows = torch.randn(1, VOCAB), [Sequence(0, request, None)]
+    assert warm.sample(logits, rows).tolist() == cold.sample(logits, rows).tolist()
+
+
 class NoHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where the host would wait for the device, or a shape would depend on what is computed."""
 

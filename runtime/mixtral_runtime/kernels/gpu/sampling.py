@@ -39,7 +39,7 @@ def config() -> Config:
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What a batch asks for, row by row, on the device. whole: [8, rows] int64, see WHOLE; real: [6, rows] float64, see
-    REAL; stops: [rows, a power of two] int64, tokens that end a row, -1 for none. bias: [biased rows, vocab] float32,
+    REAL; stops: [rows, any number] int64, tokens that end a row, -1 for none. bias: [biased rows, vocab] float32,
     -inf for a token that is always banned. counts: [places, vocab] float32, how often the output has each token; seen:
     [places, vocab] uint8, whether prompt or output have it."""
 
@@ -79,6 +79,7 @@ def sample(logits: Tensor, rows: Rows) -> Tensor:
     weights = torch.empty(drawn, vocab, dtype=torch.float64, device=device)
     sums = torch.empty(drawn, 2, pieces, dtype=torch.float64, device=device)
     numbers = torch.empty(drawn, pieces, dtype=torch.int32, device=device)
+    bottoms = torch.empty(drawn, pieces, dtype=torch.float32, device=device)
     candidates = torch.empty(drawn, tuned.candidates, dtype=torch.float32, device=device)
     candidate_weights = torch.empty(drawn, tuned.candidates, dtype=torch.float64, device=device)
     sizes = {"VOCAB": vocab, "PIECE": tuned.piece, "PIECES_BLOCK": triton.next_power_of_2(pieces)}
@@ -102,7 +103,9 @@ def sample(logits: Tensor, rows: Rows) -> Tensor:
         enable_fp_fusion=False,  # the penalties are rounded as on a CPU
     )
     if rows.drawn:
-        weigh[(count, pieces)](values, tops, rows.real, weights, sums, numbers, **sizes, num_warps=tuned.weigh_warps)
+        weigh[(count, pieces)](
+            values, tops, rows.real, weights, sums, numbers, bottoms, **sizes, num_warps=tuned.weigh_warps
+        )
     _pick[(count,)](
         tops,
         top_ids,
@@ -114,12 +117,13 @@ def sample(logits: Tensor, rows: Rows) -> Tensor:
         weights,
         sums,
         numbers,
+        bottoms,
         candidates,
         candidate_weights,
         result,
         vocab,
+        rows.stops.shape[1],
         **sizes,
-        STOPS=rows.stops.shape[1],
         DRAWN=rows.drawn,
         BLOCK=tuned.block,
         CANDIDATES=tuned.candidates,
@@ -192,7 +196,7 @@ def _adjusted(
     return tl.where(banned | (tokens == end), -LARGEST, values)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stops"])
 def _pick(
     tops_ptr,
     top_ids_ptr,
@@ -204,14 +208,15 @@ def _pick(
     weights_ptr,
     sums_ptr,
     numbers_ptr,
+    bottoms_ptr,
     candidates_ptr,
     candidate_weights_ptr,
     result_ptr,  # [3, rows]
     vocab,  # not a constant, so that the compiler does not unroll the loops over a row into a heap of registers
+    stops,
     VOCAB: tl.constexpr,
     PIECE: tl.constexpr,
     PIECES_BLOCK: tl.constexpr,
-    STOPS: tl.constexpr,
     DRAWN: tl.constexpr,
     BLOCK: tl.constexpr,
     CANDIDATES: tl.constexpr,
@@ -236,6 +241,7 @@ def _pick(
             weights_ptr + row * VOCAB,
             sums_ptr + row * 2 * PIECES,
             numbers_ptr + row * PIECES,
+            bottoms_ptr + row * PIECES,
             candidates_ptr + row * CANDIDATES,
             candidate_weights_ptr + row * CANDIDATES,
             vocab,
@@ -245,7 +251,9 @@ def _pick(
             CANDIDATES,
         )
     finite = tl.min(tl.load(finite_ptr + row * PIECES + pieces, mask=pieces < PIECES, other=1), axis=0)
-    stops = tl.load(stops_ptr + row * STOPS + tl.arange(0, STOPS))
+    stopped = token < 0
+    for number in range(stops):
+        stopped |= tl.load(stops_ptr + row * stops + number) == token
     tl.store(result_ptr + row, token.to(tl.int64))
     tl.store(result_ptr + rows + row, finite.to(tl.int64))
-    tl.store(result_ptr + 2 * rows + row, tl.max((stops == token).to(tl.int64), axis=0))
+    tl.store(result_ptr + 2 * rows + row, stopped.to(tl.int64))

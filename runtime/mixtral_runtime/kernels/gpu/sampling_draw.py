@@ -4,8 +4,9 @@ The tokens that top_k, top_p and min_p keep are the first of the order "most lik
 token is where a point falls among their probabilities in this order. So it takes no sorted row, but only up to three
 searches for the value where a running count (top_k) or a running probability (top_p, then the point) crosses a number.
 Each search bisects: a pass over the row gives count and probability of all tokens from a pivot on. When few enough are
-between the bounds they are gathered, and the bisection ends in registers. Two or three passes of some microseconds are
-usual; a row of thousands of equal logits takes at most as many as a float32 has bits, twice.
+between the bounds they are gathered, and the bisection ends in registers. A search ends where the next may start: only
+the first passes over the row more than once. Three to five passes of some microseconds are usual, fewer at a low
+temperature; thousands of equal logits cost at most eight more than twice the bits of a float32.
 
 Probabilities are float64, as on a CPU, relative to the row's largest. Sums are taken in a fixed order: the same batch
 has the same tokens each time. They are rounded in another order than a CPU's: the token is another one only where the
@@ -15,8 +16,6 @@ point, a threshold and a boundary between two tokens agree to 15 digits.
 import triton
 import triton.language as tl
 
-LARGEST: tl.constexpr = tl.constexpr(3.4028234663852886e38)  # of float32
-SMALLEST_EXPONENT: tl.constexpr = tl.constexpr(-745.2)  # whose power is not 0 in float64, about
 NEAR: tl.constexpr = tl.constexpr(12.0)  # the first pivot, in temperatures below the largest
 PASSES_BY_VALUE: tl.constexpr = tl.constexpr(8)  # then every other pivot halves the bits, whatever the values are
 
@@ -28,7 +27,8 @@ def weigh(
     real_ptr,
     weights_ptr,  # [rows, VOCAB] float64: exp((value - largest) / temperature)
     sums_ptr,  # [rows, 2, pieces] float64: of all weights, and of those that min_p keeps
-    numbers_ptr,  # [rows, pieces] int32: of values from `lowest` on
+    numbers_ptr,  # [rows, pieces] int32: how many weights are not 0
+    bottoms_ptr,  # [rows, pieces]: the smallest value of these, infinite without any
     VOCAB: tl.constexpr,
     PIECE: tl.constexpr,
     PIECES_BLOCK: tl.constexpr,
@@ -48,8 +48,9 @@ def weigh(
         least = tl.load(real_ptr + 2 * rows + row)  # min_p, relative to the largest, whose weight is 1
         tl.store(sums_ptr + row * 2 * pieces + piece, tl.sum(weights, axis=0))
         tl.store(sums_ptr + (row * 2 + 1) * pieces + piece, tl.sum(tl.where(weights >= least, weights, 0.0), axis=0))
-        number = tl.sum((inside & (values >= _lowest(top, temperature))).to(tl.int32), axis=0)
-        tl.store(numbers_ptr + row * pieces + piece, number)
+        tl.store(numbers_ptr + row * pieces + piece, tl.sum((weights > 0.0).to(tl.int32), axis=0))
+        bottom = tl.min(tl.where(weights > 0.0, values, float("inf")), axis=0)
+        tl.store(bottoms_ptr + row * pieces + piece, bottom)
 
 
 @triton.jit
@@ -64,6 +65,7 @@ def draw(
     weights_ptr,
     sums_ptr,
     numbers_ptr,
+    bottoms_ptr,
     candidates_ptr,  # [CANDIDATES]
     candidate_weights_ptr,
     vocab,
@@ -80,18 +82,20 @@ def draw(
     kept = tl.sum(tl.load(sums_ptr + pieces, mask=pieces < PIECES, other=0.0), axis=0)
     by_min_p = tl.sum(tl.load(sums_ptr + PIECES + pieces, mask=pieces < PIECES, other=0.0), axis=0)
     number = tl.sum(tl.load(numbers_ptr + pieces, mask=pieces < PIECES, other=0), axis=0)
-    value = top
+    bottom = tl.min(tl.load(bottoms_ptr + pieces, mask=pieces < PIECES, other=float("inf")), axis=0)
+    low = _key(tl.minimum(bottom, top))
     rank = kept * 0.0
     for search in range(3):  # for the last token of top_k, the last of top_p, the one that is drawn
         needed = (search == 2) | ((search == 0) & (top_k > 0) & (top_k < number)) | ((search == 1) & (top_p < 1.0))
         if needed:
             target = tl.where(search == 1, top_p * kept, uniform * tl.minimum(kept, by_min_p))
             target = tl.where(search == 0, (top_k - 1).to(tl.float64), target)
-            value, above, number_above = _crossing(
+            low, number, above, number_above = _crossing(
                 target,
                 search == 0,
                 top,
                 temperature,
+                low,
                 number,
                 values_ptr,
                 weights_ptr,
@@ -101,13 +105,13 @@ def draw(
                 BLOCK,
                 CANDIDATES,
             )
-            weight = tl.exp((value.to(tl.float64) - top.to(tl.float64)) / temperature)
+            weight = tl.exp((_value(low).to(tl.float64) - top.to(tl.float64)) / temperature)
             rank = (target - above) / weight  # among the equals
             by_top_k = above + (top_k - number_above).to(tl.float64) * weight
             by_top_p = tl.maximum(tl.minimum(kept, above + tl.ceil(rank) * weight), 1.0)
             kept = tl.where(search == 0, by_top_k, tl.where(search == 1, by_top_p, kept))
     rank = tl.where(rank == rank, tl.minimum(tl.maximum(rank, 0.0), vocab), 0.0).to(tl.int32)
-    return _equal(token, value, rank, values_ptr, vocab, CANDIDATES)
+    return _equal(token, _value(low), rank, values_ptr, vocab, CANDIDATES)
 
 
 @triton.jit
@@ -116,6 +120,7 @@ def _crossing(
     by_count,
     top,
     temperature,
+    low,
     number,
     values_ptr,
     weights_ptr,
@@ -125,15 +130,17 @@ def _crossing(
     BLOCK: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):
-    """The largest value for which the weight (or the number) of all tokens from it on exceeds the target; and weight
-    and number of those above it."""
-    low, high = _key(_lowest(top, temperature)), _key(top) + 1  # exceeds at low, not at high
+    """The largest value for which the weight (or the number) of all tokens from it on exceeds the target, as a key; the
+    number of these; and weight and number of those above it. low: where both exceed it; number: of tokens from there.
+    """
+    high = _key(top) + 1  # exceeds at low, not at high
     above = target * 0.0
     number_above = number * 0
     step = 0
     while (number - number_above > CANDIDATES) & (high > low + 1):
         middle = _value(low) * 0.5 + _value(high - 1) * 0.5
-        middle = tl.where(step == 0, (top.to(tl.float64) - NEAR * temperature).to(tl.float32), middle)
+        near = (top.to(tl.float64) - NEAR * temperature).to(tl.float32)
+        middle = tl.where((step == 0) & (near > _value(low)), near, middle)
         by_value = (step < PASSES_BY_VALUE) | (step % 2 == 0)
         pivot = tl.where(by_value, _key(middle), _between(low, high))
         pivot = tl.minimum(tl.maximum(pivot, low + 1), high - 1)
@@ -159,8 +166,9 @@ def _crossing(
             exceeds = measure_above + tl.sum(tl.where(keys >= pivot, measures, 0.0), axis=0) > target
             low, high = tl.where(exceeds, pivot, low), tl.where(exceeds, high, pivot)
         above += tl.sum(tl.where(keys >= high, weights, 0.0), axis=0)
+        number = number_above + tl.sum((keys >= low).to(tl.int32), axis=0)
         number_above += tl.sum((keys >= high).to(tl.int32), axis=0)
-    return _value(low), above, number_above
+    return low, number, above, number_above
 
 
 @triton.jit
@@ -203,12 +211,6 @@ def _equal(token, value, rank, values_ptr, vocab, BLOCK: tl.constexpr):
         token = tl.where(last >= 0, last, token)
         passed += tl.sum(equal, axis=0)
     return token
-
-
-@triton.jit
-def _lowest(top, temperature):
-    """Below it every weight is 0."""
-    return tl.maximum(top.to(tl.float64) + SMALLEST_EXPONENT * temperature, -LARGEST).to(tl.float32)
 
 
 @triton.jit

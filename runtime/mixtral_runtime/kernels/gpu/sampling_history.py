@@ -31,7 +31,7 @@ def append(sampled: Tensor, rows: Rows, tokens: Tensor, lengths: Tensor) -> None
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "rows"])
 def _append(
     sampled_ptr,
     whole_ptr,
@@ -89,7 +89,7 @@ def ban_completed(bad: BadSequences, bias: Tensor, tokens: Tensor, lengths: Tens
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def _ban_completed(
     groups_ptr,
     otherwise_ptr,
