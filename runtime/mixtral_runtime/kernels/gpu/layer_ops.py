@@ -99,6 +99,7 @@ def _launch(
     tokens, hidden = len(x if token_ids is None else token_ids), x.shape[1]
     experts = 0 if router is None else len(router)
     assert experts <= MAX_EXPERTS, experts
+    assert all(one is None or one.is_contiguous() for one in (x, y, token_ids, weight, router))
     if not tokens:
         return
     tuned = config(hidden, router is not None)
