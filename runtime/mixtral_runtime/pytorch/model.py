@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_runtime.checkpoint import Checkpoint
@@ -54,8 +53,9 @@ class MixtralModel:
         self._layers = layers
         self._lm_head = lm_head
         self._attention = paged_attention(config, device, dtype)
-        self._ops = layer_ops(config.norm_epsilon, config.moe.top_k, device)
-        self._routers = [layer.router.dequantize(torch.float32) for layer in layers]  # [experts, hidden] each
+        self._ops = layer_ops(config.norm_epsilon, config.moe.top_k, config.moe.num_experts, device)
+        # [experts, hidden] each
+        self._routers = [self._ops.router(layer.router.dequantize(torch.float32)) for layer in layers]
         # A layer's output goes through the next one's norm at once, the last one's through the final norm.
         self._next_norms = [*(layer.input_layernorm for layer in layers[1:]), final_norm]
 
@@ -82,13 +82,14 @@ class MixtralModel:
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Writes the batch's keys and values into the cache and returns [tokens, hidden], ready for `logits`."""
-        x = F.embedding(batch.token_ids, self._embedding).to(self.dtype)  # [tokens, hidden]
-        normed = self._ops.norm(x, self._layers[0].input_layernorm)
+        ops = self._ops
+        first_norm = self._layers[0].input_layernorm
+        x, normed = ops.embed_norm(batch.token_ids, self._embedding, first_norm, self.dtype)  # [tokens, hidden] each
         for i, layer in enumerate(self._layers):
             attended = self._attention(i, layer.qkv(normed), cache, batch)
-            x, normed = self._ops.add_norm(x, layer.dense(attended), layer.post_layernorm)
-            routed = self._ops.route(normed, self._routers[i])
-            x, normed = self._ops.add_norm(x, layer.experts(normed, *routed), self._next_norms[i])
+            attended = layer.dense(attended)
+            x, normed, *routed = ops.add_norm_route(x, attended, layer.post_layernorm, self._routers[i])
+            x, normed = ops.add_norm(x, layer.experts(normed, *routed), self._next_norms[i])
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
