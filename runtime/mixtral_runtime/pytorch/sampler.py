@@ -71,6 +71,9 @@ class Sampler:
                 tokens[group.rows] = draw_unbounded(part, group.filters, uniform)
         return tokens
 
+    def warm_up(self) -> None:
+        """Nothing is compiled here."""
+
     def choose(self, logits: Tensor, sequences: list[Sequence]) -> Choice:
         """As `sample`, for logits that need not be finite."""
         finite = (logits.amin(dim=-1) > -math.inf) & (logits.amax(dim=-1) < math.inf)  # NaN is neither
@@ -137,6 +140,9 @@ class Sampler:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
 
-def new_sampler(max_batch_size: int, vocab_size: int, device: torch.device) -> Sampler | GpuSampler:
+AnySampler = Sampler | GpuSampler
+
+
+def new_sampler(max_batch_size: int, vocab_size: int, device: torch.device) -> AnySampler:
     """The one for the device."""
     return (GpuSampler if gpu_kernels_serve(device) else Sampler)(max_batch_size, vocab_size, device)

@@ -37,6 +37,6 @@ def answers(model: MixtralModel, *, launch_ahead: bool) -> list[list[int]]:
 
 def test_both_samplers_give_the_same_answers(model: MixtralModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = answers(model, launch_ahead=False)
-    monkeypatch.setattr(engine_module, "Sampler", GpuSampler)
+    monkeypatch.setattr(engine_module, "new_sampler", GpuSampler)
     assert answers(model, launch_ahead=False) == expected
     assert answers(model, launch_ahead=True) == expected
