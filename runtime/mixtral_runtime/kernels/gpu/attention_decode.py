@@ -78,8 +78,9 @@ def decode_kernel(
     if end - start != 1:
         return
     past = start.to(tl.int32)  # keys in the cache
-    size = tl.maximum(tl.cdiv(tl.cdiv(past, splits), KEYS) * KEYS, LEAST_KEYS)
-    pieces = tl.maximum(tl.cdiv(past, size), 1)
+    tiles = (past + KEYS - 1) // KEYS
+    size = tl.maximum((tiles + splits - 1) // splits * KEYS, LEAST_KEYS)
+    pieces = tl.maximum((past + size - 1) // size, 1)
     if piece >= pieces:
         return
     begin = piece * size
@@ -97,11 +98,11 @@ def decode_kernel(
 
     layer_keys = storage + layer.to(tl.int64) * 2 * half
     largest = tl.full([ROWS], float("-inf"), tl.float32)
-    weights = tl.zeros([KEYS, ROWS], tl.float32)  # summed over the tiles; over a tile's keys at the end
-    total_low = tl.zeros([HEAD_SIZE // 2, ROWS], tl.float32)
-    total_high = tl.zeros([HEAD_SIZE // 2, ROWS], tl.float32)
+    weights = tl.full([KEYS, ROWS], 0.0, tl.float32)  # summed over the tiles; over a tile's keys at the end
+    total_low = tl.full([HEAD_SIZE // 2, ROWS], 0.0, tl.float32)
+    total_high = tl.full([HEAD_SIZE // 2, ROWS], 0.0, tl.float32)
     if piece == 0:  # begins with the new token
-        one = tl.zeros([1, 1], tl.int64)
+        one = tl.full([1, 1], 0, tl.int64)
         vector = tokens + (KV_HEADS * GROUP + head) * HEAD_SIZE + one
         slot = tl.load(slots + row) + one
         key_low, key_high, value_low, value_high = write_token(
@@ -133,7 +134,7 @@ def decode_kernel(
         key_low, key_high, value_low, value_high = read_tile(place, half, live, HEAD_SIZE, FP8, FP8_UNITS)
         # The blocks of the next tile are looked up while this one is on its way.
         block = tl.load(table + (at + KEYS) // BLOCK, mask=at + KEYS < stop, other=0)
-        scores = product(key_low, operand_low, tl.zeros([KEYS, ROWS], tl.float32))
+        scores = product(key_low, operand_low, tl.full([KEYS, ROWS], 0.0, tl.float32))
         scores = product(key_high, operand_high, scores)
         scores = tl.where(live[:, None], scores * score_unit, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 0))
@@ -173,7 +174,11 @@ def write_parts(place, low, high, live, HEAD_SIZE: tl.constexpr, FP8: tl.constex
     vector = place + tl.arange(0, low.shape[0])[:, None] * HEAD_SIZE
     i = tl.arange(0, HEAD_SIZE // 2)[None, :]
     if FP8:
-        tl.store(vector + tl.arange(0, HEAD_SIZE)[None, :], tl.interleave(low, high), mask=live)
+        tl.store(
+            vector + tl.arange(0, HEAD_SIZE)[None, :],
+            tl.reshape(tl.join(low, high), [low.shape[0], HEAD_SIZE]),
+            mask=live,
+        )
     else:
         tl.store(vector + i, low, mask=live)
         tl.store(vector + HEAD_SIZE // 2 + i, high, mask=live)
@@ -206,8 +211,8 @@ def merge(
             place = sums + (first + i) * (2 * GROUP)
             high = tl.load(place, mask=live, other=float("-inf"), cache_modifier=".cg")
             largest = tl.maximum(largest, high)
-    weight_sum = tl.zeros([SIZE], tl.float32)
-    total = tl.zeros([SIZE], tl.float32)
+    weight_sum = tl.full([SIZE], 0.0, tl.float32)
+    total = tl.full([SIZE], 0.0, tl.float32)
     for first in range(0, pieces, MERGED):
         for i in tl.static_range(MERGED):
             live = real & (first + i < pieces)

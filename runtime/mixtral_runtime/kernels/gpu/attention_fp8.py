@@ -62,7 +62,7 @@ def from_e4m3(words, FP8_UNITS: tl.constexpr):
 @triton.jit
 def to_e4m3(values, scale):
     """float32 -> int32 of 0 to 255: the bits of `mixtral_runtime.formats.fp8.to_e4m3`, on any GPU."""
-    scaled = tl.math.div_rn(values, tl.zeros_like(values) + scale)
+    scaled = tl.math.div_rn(values, scale)
     sign = (scaled.to(tl.int32, bitcast=True) >> 24) & 0x80
     size = tl.minimum(tl.abs(scaled), 448.0)
     # Below 2**-6 E4M3 counts units of 2**-9: adding 2**14, whose last place that is, rounds to them.

@@ -68,7 +68,7 @@ def through_keys(
             value_low = tl.load(place + half, mask=live, other=0.0)
             value_high = tl.load(place + half + step, mask=live, other=0.0)
         block = tl.load(table + (at + KEYS) // BLOCK, mask=at + KEYS < stop, other=0)
-        scores = product(query_low, tl.trans(key_low), tl.zeros([query_low.shape[0], KEYS], tl.float32))
+        scores = product(query_low, tl.trans(key_low), tl.full([query_low.shape[0], KEYS], 0.0, tl.float32))
         scores = product(query_high, tl.trans(key_high), scores) * score_unit
         if MASKED:
             scores = tl.where((at[None, :] <= position[:, None]) & (at < stop)[None, :], scores, float("-inf"))
@@ -133,9 +133,9 @@ def prefill_kernel(
     head_keys = storage + layer.to(tl.int64) * 2 * half + head * width
     table = block_tables + first
     largest = tl.full([ROWS], float("-inf"), tl.float32)
-    weight_sum = tl.zeros([ROWS], tl.float32)
-    total_low = tl.zeros([ROWS, HEAD_SIZE // 2], tl.float32)
-    total_high = tl.zeros([ROWS, HEAD_SIZE // 2], tl.float32)
+    weight_sum = tl.full([ROWS], 0.0, tl.float32)
+    total_low = tl.full([ROWS, HEAD_SIZE // 2], 0.0, tl.float32)
+    total_high = tl.full([ROWS, HEAD_SIZE // 2], 0.0, tl.float32)
     stop = tl.minimum(start + ahead + QUERIES, end)
     seen = (start + ahead + 1) // KEYS * KEYS  # whole tiles that every query sees
     largest, weight_sum, total_low, total_high = through_keys(
@@ -153,7 +153,11 @@ def prefill_kernel(
     result = out + ((row + token) * (KV_HEADS * GROUP) + head * GROUP + member)[:, None] * HEAD_SIZE
     i = tl.arange(0, HEAD_SIZE // 2)[None, :]
     if FP8:
-        tl.store(result + tl.arange(0, HEAD_SIZE)[None, :], tl.interleave(low, high), mask=live)
+        tl.store(
+            result + tl.arange(0, HEAD_SIZE)[None, :],
+            tl.reshape(tl.join(low, high), [low.shape[0], HEAD_SIZE]),
+            mask=live,
+        )
     else:
         tl.store(result + i, low, mask=live)
         tl.store(result + HEAD_SIZE // 2 + i, high, mask=live)
