@@ -42,8 +42,8 @@ class DecodeConfig:
 
 
 def decode_config(head_size: int, stored: torch.dtype, gpu: Gpu) -> DecodeConfig:
-    """Tiles of 32 KiB, keys and values, for heads of 128. With two buffers 68 KiB a program: three fit in 227 KiB of Hopper, two in 163
-    of an A100, so that 64 to 96 KiB are on their way to a multiprocessor at any time."""
+    """Tiles of 32 KiB, keys and values, for heads of 128. With two buffers 68 KiB a program: three fit in 227 KiB of
+    Hopper, two in 163 of an A100, so that 64 to 96 KiB are on their way to a multiprocessor at any time."""
     keys = 128 if head_size * stored.itemsize <= 128 else 64
     return DecodeConfig(keys=keys, stages=3, warps=4, resident=3 if gpu.sm >= 90 else 2, least_keys=128, merged=16)
 
