@@ -36,7 +36,7 @@ class AttentionCase:
     def stored(self) -> Tensor:
         """`storage` after the step."""
         heads = self.qkv.view(len(self.qkv), -1, self.head_size)
-        _, keys, values = heads.split([self.kv_heads * self.group, self.kv_heads, self.kv_heads], dim=1)
+        _, keys, values = torch.split(heads, [self.kv_heads * self.group, self.kv_heads, self.kv_heads], dim=1)
         storage = self.storage.clone()
         flat = storage[LAYER].flatten(1, 2)  # [2, slots, kv_heads, head_size]
         for part, new in zip(flat, (self.rotary(keys, self.batch.positions), values), strict=True):
@@ -92,4 +92,4 @@ def attention_case(
 
 def error(found: Tensor, exact: Tensor) -> float:
     """‖found - exact‖ / ‖exact‖; NaN where there is one."""
-    return ((found.double() - exact).norm() / exact.norm()).item()
+    return float((found.double() - exact).norm() / exact.norm())

@@ -95,7 +95,7 @@ def test_any_spans_get_exact_attention(
     assert error(attend(case, Gpu(90, multiprocessors)), exact) <= TOLERANCE[torch.float16]
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def spans_of_tiles(found, tiles, span_table, spans, QUERIES: tl.constexpr):  # type: ignore[no-untyped-def]
     tile = tl.load(tiles + tl.program_id(0))
     tl.store(found + tl.program_id(0), span_of(tile, span_table, spans, QUERIES))

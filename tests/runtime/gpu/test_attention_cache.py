@@ -12,13 +12,13 @@ from mixtral_runtime.formats.fp8 import E4M3, to_e4m3
 from mixtral_runtime.kernels.gpu.attention_fp8 import from_e4m3, to_words
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def pack(words, low, high, scale, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.arange(0, COUNT)
     tl.store(words + i, to_words(tl.load(low + i), tl.load(high + i), tl.load(scale)))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def unpack(low, high, words, COUNT: tl.constexpr, FP8_UNITS: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.arange(0, COUNT)
     first, second = from_e4m3(tl.load(words + i), FP8_UNITS)
