@@ -38,7 +38,9 @@ def read_tile(place, half, live, HEAD_SIZE: tl.constexpr, FP8: tl.constexpr, FP8
     return key_low, key_high, value_low, value_high
 
 
-@triton.jit(do_not_specialize=["layer", "splits"])
+@triton.jit(
+    do_not_specialize=["layer", "splits"], do_not_specialize_on_alignment=["slots", "span_table", "block_tables"]
+)
 def decode_kernel(
     qkv,  # [tokens, KV_HEADS * GROUP + 2 * KV_HEADS, HEAD_SIZE]
     cos,
@@ -85,6 +87,9 @@ def decode_kernel(
         return
     begin = piece * size
     stop = tl.minimum(begin + size, past)
+    table = block_tables + first
+    inside = tl.arange(0, KEYS)
+    block = tl.load(table + (begin + inside) // BLOCK, mask=begin + inside < stop, other=0)
 
     rows = tl.arange(0, ROWS)
     tokens = qkv + row * (KV_HEADS * (GROUP + 2) * HEAD_SIZE)
@@ -123,9 +128,6 @@ def decode_kernel(
     operand_low = tl.trans(query_low)  # [HEAD_SIZE / 2, ROWS]
     operand_high = tl.trans(query_high)
     width: tl.constexpr = HEAD_SIZE // 2 if FP8 else HEAD_SIZE
-    table = block_tables + first
-    inside = tl.arange(0, KEYS)
-    block = tl.load(table + (begin + inside) // BLOCK, mask=begin + inside < stop, other=0)
     for tile in tl.range(begin, stop, KEYS, num_stages=STAGES):
         at = tile + inside
         live = at < stop  # what else lies in the block is another's, and may be NaN

@@ -83,7 +83,7 @@ def through_keys(
     return largest, weight_sum, total_low, total_high
 
 
-@triton.jit(do_not_specialize=["layer", "spans"])
+@triton.jit(do_not_specialize=["layer", "spans"], do_not_specialize_on_alignment=["span_table", "block_tables"])
 def prefill_kernel(
     qkv,  # [tokens, KV_HEADS * GROUP + 2 * KV_HEADS, HEAD_SIZE]
     cos,

@@ -75,7 +75,7 @@ def write_token(
     return key_low, key_high, value_low, value_high
 
 
-@triton.jit(do_not_specialize=["layer", "tokens"])
+@triton.jit(do_not_specialize=["layer", "tokens"], do_not_specialize_on_alignment=["positions", "slots"])
 def write_kv_kernel(
     qkv,  # [tokens, heads + 2 * KV_HEADS, HEAD_SIZE]
     cos,
