@@ -42,8 +42,9 @@ def attend(case: AttentionCase, gpu: Gpu = H200) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "fp8"), [*((heads, False) for heads in HEADS), (HEADS[0], True), (HEADS[2], True), (HEADS[5], True)]
+)
 def test_scattered_sequences_get_exact_attention(heads: tuple[int, int, int], fp8: bool) -> None:
     case = attention_case(*heads, torch.float16, MIXED, fp8=fp8)
     stored, exact = case.stored(), case.expected()
@@ -79,7 +80,7 @@ def test_pieces_add_up(multiprocessors: int) -> None:
     assert error(attend(case, gpu), exact) <= TOLERANCE[torch.float16]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 260), st.sampled_from([1, 1, 2, 9, 40])), min_size=1, max_size=4),
     st.sampled_from(HEADS),

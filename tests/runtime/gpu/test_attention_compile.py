@@ -11,8 +11,7 @@ import pytest
 PROGRAM = """
 import json, sys
 import compile_only
-sm, fp8, group = int(sys.argv[1]), sys.argv[2] == "fp8", int(sys.argv[3])
-compile_only.use(sm, sass=True)
+compile_only.use(int(sys.argv[1]), sass=True)
 import torch
 from mixtral_runtime.kernels.gpu.attention import GpuAttention
 from mixtral_runtime.pytorch.batch import Batch
@@ -21,34 +20,44 @@ from mixtral_runtime.pytorch.rotary import Rotary
 def empty(*shape, dtype=torch.int64):
     return torch.empty(shape, dtype=dtype, device="meta")
 
-stored = torch.uint8 if fp8 else torch.bfloat16
-attention = GpuAttention(8 * group, 8, 128, Rotary(128, 1e6, 32768, torch.device("meta")), stored)
-storage = empty(32, 2, 16384, 32, 8, 128, dtype=stored)
-scales = empty(32, dtype=torch.float32) if fp8 else None
-qkv = empty(512, 8 * (group + 2) * 128, dtype=torch.bfloat16)
-spans = empty(2, 4), empty(512, dtype=torch.int32)
-attention.attend(3, qkv, storage, scales, Batch(empty(512), empty(512), empty(512), *spans, 511, 8192))
-found = {}
-for one in compile_only.compiled:
-    count = {kind: one.sass.count(kind) for kind in (
-        "LDGSTS.E.BYPASS.128", "LDGSTS", "LDL", "STL", "HGMMA", "HMMA", "F2FP.F16.E4M3")}
-    found[one.name] = {"shared": one.shared, "stack": one.stack, "registers": one.registers, **count}
+def compiled(stored, scales):
+    compile_only.compiled.clear()
+    attention = GpuAttention(32, 8, 128, Rotary(128, 1e6, 32768, torch.device("meta")), stored)
+    storage, qkv = empty(32, 2, 16384, 32, 8, 128, dtype=stored), empty(512, 48 * 128, dtype=torch.bfloat16)
+    spans = empty(2, 4), empty(512, dtype=torch.int32)
+    attention.attend(3, qkv, storage, scales, Batch(empty(512), empty(512), empty(512), *spans, 511, 8192))
+    return {
+        one.name: {"shared": one.shared, "stack": one.stack, "registers": one.registers}
+        | {kind: one.sass.count(kind) for kind in (
+            "LDGSTS.E.BYPASS.128", "LDGSTS", "LDL", "STL", "HGMMA", "HMMA", "F2FP.F16.E4M3")}
+        for one in compile_only.compiled
+    }
+
+found = {"bf16": compiled(torch.bfloat16, None), "fp8": compiled(torch.uint8, empty(32, dtype=torch.float32))}
 print(json.dumps(found))
 """
 SHARED_OF_A_MULTIPROCESSOR = {80: 167_936, 90: 233_472}  # bytes, of which each program costs 1 KiB more
 RESIDENT = {80: 2, 90: 3}
 
 
-@pytest.fixture(scope="module", params=[(80, "bf16", 4), (80, "fp8", 4), (90, "bf16", 4), (90, "fp8", 4)], ids=str)
-def compiled(request: pytest.FixtureRequest) -> tuple[int, str, dict[str, Any]]:
-    sm, cache, group = request.param
+@pytest.fixture(scope="module", params=[80, 90], ids="sm{}".format)
+def kernels(request: pytest.FixtureRequest) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Of one GPU, by the cache's dtype and the kernel's name."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(sm), cache, str(group)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, str(request.param)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return sm, cache, json.loads(done.stdout)
+    return request.param, json.loads(done.stdout)
+
+
+@pytest.fixture(params=["bf16", "fp8"])
+def compiled(
+    request: pytest.FixtureRequest, kernels: tuple[int, dict[str, dict[str, Any]]]
+) -> tuple[int, str, dict[str, Any]]:
+    """SM, dtype of the cache, and what is known of each kernel."""
+    return kernels[0], request.param, kernels[1][request.param]
 
 
 def test_nothing_is_kept_on_the_stack(compiled: tuple[int, str, dict[str, Any]]) -> None:
