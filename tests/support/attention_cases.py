@@ -66,7 +66,8 @@ def attention_case(
 ) -> AttentionCase:
     random = torch.Generator().manual_seed(head_size + group)
     counts = [blocks_for(end) for _, end in spans]
-    order = torch.randperm(sum(counts) + 3, generator=random).tolist()
+    # Block 0 is nobody's, and stays NaN: it is what a table that was not read points at.
+    order = (1 + torch.randperm(sum(counts) + 2, generator=random)).tolist()
     tables = [[order.pop() for _ in range(count)] for count in counts]
     kept = torch.full((2, 2, sum(counts) + 3, BLOCK_SIZE, kv_heads, head_size), torch.nan)
     builder = BatchBuilder()
