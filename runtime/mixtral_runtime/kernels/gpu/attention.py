@@ -155,7 +155,6 @@ class GpuAttention:
             LEAST_KEYS=config.least_keys,
             MERGED=config.merged,
             STAGES=config.stages,
-            SPLIT=pieces > 1,
             FP8=scales is not None,
             FP8_UNITS=self._gpu.has_fp8,
             num_warps=config.warps,

@@ -66,7 +66,6 @@ def decode_kernel(
     LEAST_KEYS: tl.constexpr,  # of a piece, a multiple of KEYS
     MERGED: tl.constexpr,  # pieces added at once
     STAGES: tl.constexpr,
-    SPLIT: tl.constexpr,  # whether there is more than one piece
     FP8: tl.constexpr,
     FP8_UNITS: tl.constexpr,
 ):
@@ -151,19 +150,18 @@ def decode_kernel(
 
     dtype: tl.constexpr = qkv.dtype.element_ty
     result = out + (row * KV_HEADS + head) * GROUP * HEAD_SIZE
-    if SPLIT:  # noqa: SIM102 (known when compiled)
-        if pieces > 1:
-            base = (span * KV_HEADS + head) * splits
-            place = partials + (base + piece) * (GROUP * HEAD_SIZE)
-            write_parts(place, total_low, total_high, real, HEAD_SIZE, FP8)
-            place = sums + (base + piece) * (2 * GROUP) + rows
-            tl.store(place, largest, mask=rows < GROUP)
-            tl.store(place + GROUP, weight_sum, mask=rows < GROUP)
-            tl.debug_barrier()  # all threads' parts are written before one of them says so
-            if tl.atomic_add(arrivals + span * KV_HEADS + head, 1, sem="acq_rel") == pieces - 1:
-                tl.store(arrivals + span * KV_HEADS + head, 0)
-                merge(partials, sums, base, pieces, result, value_unit, GROUP, HEAD_SIZE, MERGED, dtype)
-            return
+    if pieces > 1:
+        base = (span * KV_HEADS + head) * splits
+        place = partials + (base + piece) * (GROUP * HEAD_SIZE)
+        write_parts(place, total_low, total_high, real, HEAD_SIZE, FP8)
+        place = sums + (base + piece) * (2 * GROUP) + rows
+        tl.store(place, largest, mask=rows < GROUP)
+        tl.store(place + GROUP, weight_sum, mask=rows < GROUP)
+        tl.debug_barrier()  # all threads' parts are written before one of them says so
+        if tl.atomic_add(arrivals + span * KV_HEADS + head, 1, sem="acq_rel") == pieces - 1:
+            tl.store(arrivals + span * KV_HEADS + head, 0)
+            merge(partials, sums, base, pieces, result, value_unit, GROUP, HEAD_SIZE, MERGED, dtype)
+        return
     share = value_unit / weight_sum[None, :]
     write_parts(result, (total_low * share).to(dtype), (total_high * share).to(dtype), real, HEAD_SIZE, FP8)
 
