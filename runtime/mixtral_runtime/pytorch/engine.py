@@ -269,7 +269,7 @@ def _new_runner(model: MixtralModel, blocks: int, limits: EngineLimits, settings
         return StepRunner(model, model.new_cache(blocks), sampler)
     graphs = None
     cache = model.new_cache(blocks + 1)
-    if settings.decode_graphs:
+    if settings.decode_graphs and model.recordable:
         graphs = DecodeGraphs(model, cache, limits.max_batch_size, limits.max_seq_len, cuda_recorder())
     runner = StepRunner(model, cache, sampler, graphs)
     runner.warm_up(limits)

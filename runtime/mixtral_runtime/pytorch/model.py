@@ -10,8 +10,9 @@ from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import Linear
+from mixtral_runtime.kernels.availability import gpu_kernels_serve
 from mixtral_runtime.plan import blocks_for
-from mixtral_runtime.pytorch.attention import paged_attention
+from mixtral_runtime.pytorch.attention import PlainAttention, paged_attention
 from mixtral_runtime.pytorch.batch import Batch, BatchBuilder
 from mixtral_runtime.pytorch.experts import Experts
 from mixtral_runtime.pytorch.kv_cache import KvCache
@@ -74,6 +75,12 @@ class MixtralModel:
         embedding = weights.tensor("transformer.vocab_embedding.weight")
         lm_head = weights.lm_head(dtype)
         return cls(config, embedding, layers, weights.norm("transformer.ln_f"), lm_head, device, dtype)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step of decoding is launched without waiting for the device, so that a CUDA graph can hold it."""
+        on_kernels = gpu_kernels_serve(self.device) and not isinstance(self._attention, PlainAttention)
+        return on_kernels and all(layer.experts.fused for layer in self._layers)
 
     def new_cache(self, total_blocks: int) -> KvCache:
         """An empty cache in the dtype, and with the scales, that the checkpoint says."""
