@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mixtral_runtime.kernels.gpu.matmul import tiled, tiled_swiglu
+from mixtral_runtime.kernels.gpu.matmul import Choice, one_token, one_token_swiglu, tiled, tiled_swiglu
 from mixtral_runtime.kernels.gpu.matmul_config import tile_config
 from mixtral_runtime.kernels.gpu.matmul_prepare import prepare
 from mixtral_runtime.kernels.gpu.matmul_sum import sum_parts
@@ -24,10 +24,14 @@ class GpuExperts:
         fc, proj = self._fc, self._proj
         if tokens == 0:
             return torch.empty_like(x)
-        x = x.contiguous()
+        x, weights = x.contiguous(), weights.contiguous()
+        if tokens == 1:
+            choice = Choice(experts.contiguous(), weights)
+            inner = one_token_swiglu(x, fc, choice, proj)
+            return one_token(inner, proj, choice, 1, prepared=True)
         each = -(-tokens * top_k // fc.experts)
         fc_config, proj_config = tile_config(fc, each, swiglu=True), tile_config(proj, each, swiglu=False)
         routing = route_pairs(experts, fc.experts, fc_config.tokens)
         inner = tiled_swiglu(prepare(x, fc), fc, routing, fc_config, top_k, proj)
         answers = tiled(inner, proj, routing, proj_config, 1, routing.pairs)
-        return sum_parts(answers, weights.contiguous(), x.dtype)
+        return sum_parts(answers, weights, x.dtype)

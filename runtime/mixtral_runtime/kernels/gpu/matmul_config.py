@@ -22,6 +22,26 @@ class TileConfig:
     together: int = 32
 
 
+@dataclass(frozen=True, slots=True)
+class TokenConfig:
+    """Of the product of one token. rows: as they are stored, of one program; with SwiGLU half of them are `up`.
+    columns: of `in`, at a time. stages: above 1, tiles are copied to shared memory that many minus one ahead."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def token_config(weight: GpuWeight, swiglu: bool) -> TokenConfig:
+    """Each thread has 8 reads of 16 bytes on their way, 16 KiB for 4 warps; 5 such blocks fit a multiprocessor's
+    registers. Fewer rows where the matrix is small, so that every multiprocessor gets several blocks."""
+    columns = 512 if weight.encoding == "dense" else 1024
+    if weight.encoding == "int4":
+        return TokenConfig(rows=8, columns=columns, warps=4, stages=1)
+    return TokenConfig(rows=16 if swiglu else 8, columns=columns, warps=4, stages=1)
+
+
 def token_tile(tokens: int) -> int:
     """tokens: that an expert gets on average. A power of two, the padded tile's share of waste against how often the
     weight is converted anew."""

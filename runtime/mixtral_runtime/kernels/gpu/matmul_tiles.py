@@ -95,8 +95,8 @@ def tiled_product(
             stored = tl.load(weight_at + start)
             activations = tl.load(x_at + start)
         else:
-            stored = tl.load(weight_at + start, mask=(column + start < K)[None, :], other=0)
-            activations = tl.load(x_at + start, mask=(column + start < K)[None, :], other=0)
+            stored = tl.load(weight_at + start, mask=(column + start < K)[None, :], other=0.0)
+            activations = tl.load(x_at + start, mask=(column + start < K)[None, :], other=0.0)
         operand = weight_operand(stored, ENCODING, DTYPE, PERMUTED, INTERPRETED)
         tokens = tl.trans(activation_operand(activations, INTERPRETED))
         if INTERPRETED:

@@ -72,7 +72,7 @@ def _e4m3_as_half(codes, INTERPRETED: tl.constexpr):
 def _int8_as_16_bits(stored, DTYPE: tl.constexpr):
     """Without the conversion unit, which is four times slower than these: bfloat16 128 + (the low 7 bits), less 128 or,
     for a negative number, 256; float16 1024 + (the value + 128), less 1152."""
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         value = tl.inline_asm_elementwise(
             """{
             .reg .b32 a, b, c, d, one;
@@ -122,7 +122,7 @@ def nibbles(packed, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     """
     if INTERPRETED:
         even, odd = ((packed << 4) >> 4).to(tl.float32), (packed >> 4).to(tl.float32)
-    elif DTYPE == tl.bfloat16:
+    elif tl.bfloat16 == DTYPE:
         even, odd = tl.inline_asm_elementwise(
             """{
             .reg .b32 low, high, one, less;
@@ -227,3 +227,73 @@ def to_stored_activation(
     else:
         stored = value
     return stored
+
+
+@triton.jit
+def float_step(ENCODING: tl.constexpr):
+    """What `weight_floats` makes of an integer i is a float f of which i = step * f - zero: -> step, zero."""
+    return (1.0, 32896.0) if ENCODING == "int8" else (128.0, 136.0)
+
+
+@triton.jit
+def weight_floats(stored, ENCODING: tl.constexpr, INTERPRETED: tl.constexpr):
+    """A tile as it is stored -> float32 for multiply-adds; in 4 bits the even rows' and the odd rows', otherwise twice
+    the same. Integers as `float_step` says: their bits are put into a float's, one instruction for each.
+
+    An E4M3 that is read as bytes is a 256th of its value.
+    """
+    if ENCODING == "int8":
+        if INTERPRETED:
+            even = stored.to(tl.float32) + 32896.0
+        else:
+            even = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 positive, base;
+                mov.b32 base, 0x47000000;
+                xor.b32 positive, $4, 0x80808080;
+                prmt.b32 $0, positive, base, 0x7404;
+                prmt.b32 $1, positive, base, 0x7414;
+                prmt.b32 $2, positive, base, 0x7424;
+                prmt.b32 $3, positive, base, 0x7434;
+                }""",
+                "=&r,=&r,=&r,=&r,r",
+                [stored],
+                dtype=tl.float32,
+                is_pure=True,
+                pack=4,
+            )
+        odd = even
+    elif ENCODING == "int4":
+        if INTERPRETED:
+            even = (((stored << 4) >> 4).to(tl.float32) + 136.0) / 128
+            odd = ((stored >> 4).to(tl.float32) + 136.0) / 128
+        else:
+            even, odd = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 low, high, base;
+                mov.b32 base, 0x3f000000;
+                shr.u32 high, $8, 4;
+                lop3.b32 low, $8, 0x0f0f0f0f, 0x88888888, 0x6a;
+                lop3.b32 high, high, 0x0f0f0f0f, 0x88888888, 0x6a;
+                prmt.b32 $0, low, base, 0x7044;
+                prmt.b32 $1, low, base, 0x7144;
+                prmt.b32 $2, low, base, 0x7244;
+                prmt.b32 $3, low, base, 0x7344;
+                prmt.b32 $4, high, base, 0x7044;
+                prmt.b32 $5, high, base, 0x7144;
+                prmt.b32 $6, high, base, 0x7244;
+                prmt.b32 $7, high, base, 0x7344;
+                }""",
+                "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r",
+                [stored],
+                dtype=(tl.float32, tl.float32),
+                is_pure=True,
+                pack=4,
+            )
+    elif stored.dtype == tl.uint8:
+        even = _e4m3_as_half(stored, INTERPRETED).to(tl.float32)
+        odd = even
+    else:
+        even = activation_operand(stored, INTERPRETED).to(tl.float32)
+        odd = even
+    return even, odd

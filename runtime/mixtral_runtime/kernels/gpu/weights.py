@@ -106,7 +106,7 @@ def int8_weight(weight: Tensor, scales: Tensor, dtype: torch.dtype, sm: int | No
 
 
 def fp8_weight(
-    weight: Tensor, scales: Tensor, activation_scale: Tensor, dtype: torch.dtype, sm: int | None = None
+    weight: Tensor, scales: Tensor, activation_scale: Tensor, *, dtype: torch.dtype, sm: int | None = None
 ) -> GpuWeight:
     """weight: E4M3 [..., out, in]; scales: one for each matrix, activation_scale: one, both float32 of any shape."""
     stack, sm = _stack(weight), _sm(weight, sm)
