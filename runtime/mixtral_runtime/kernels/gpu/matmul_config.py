@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mixtral_runtime.kernels.gpu.weights import WGMMA, GpuWeight
+from mixtral_runtime.kernels.gpu.weights import INTERPRETED, WGMMA, GpuWeight
 
 MULTIPROCESSORS = {80: 108, 90: 132}  # of an A100; of an H100 and an H200
 
@@ -36,6 +36,8 @@ class TokenConfig:
 def token_config(weight: GpuWeight, swiglu: bool) -> TokenConfig:
     """Each thread has 8 reads of 16 bytes on their way, 16 KiB for 4 warps; 5 such blocks fit a multiprocessor's
     registers. Fewer rows where the matrix is small, so that every multiprocessor gets several blocks."""
+    if INTERPRETED:  # where a program costs milliseconds, however small
+        return TokenConfig(rows=64, columns=256, warps=1, stages=1)
     columns = 512 if weight.encoding == "dense" else 1024
     if weight.encoding == "int4":
         return TokenConfig(rows=8, columns=columns, warps=4, stages=1)

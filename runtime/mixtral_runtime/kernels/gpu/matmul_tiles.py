@@ -103,7 +103,7 @@ def tiled_product(
             operand = operand.to(tl.float32)
             tokens = tokens.to(tl.float32)
         if ENCODING == "int4":
-            group = (split * STEPS * BLOCK_K + start) // GROUP
+            group = tl.minimum((split * STEPS * BLOCK_K + start) // GROUP, K // GROUP - 1)
             part = tl.dot(operand, tokens)
             if HAS_OFFSETS:
                 part += tl.load(offsets + group_at + group).to(tl.float32)[:, None] * tl.sum(tokens.to(tl.float32), 0)
