@@ -45,41 +45,50 @@ def token_config(weight: GpuWeight, swiglu: bool) -> TokenConfig:
 
 
 def token_tile(tokens: int) -> int:
-    """tokens: that an expert gets on average. A power of two, the padded tile's share of waste against how often the
-    weight is converted anew."""
-    for size in (16, 32, 64):
+    """tokens: that an expert gets on average. A power of two: the share of a padded tile that is wasted against how
+    often weights are converted and read from the L2 cache anew."""
+    for size in (16, 32):
         if tokens <= size:
             return size
     # Just above a tile's size half of the second one would be empty: smaller tiles until there are many.
-    return 64 if tokens < 192 else 128
+    return 64 if tokens < 128 else 128
+
+
+# rows, columns, warps and stages by encoding and tokens of a tile. Few tokens: the weight's bytes are all that counts.
+# 2 or 3 blocks of a multiprocessor with 2 or 3 tiles of 16 KiB each on their way are several times the 22 KiB that
+# 4.2 TB/s need at 0.7 us of latency. Many tokens: two blocks of 8 warps on a multiprocessor (at most 128 registers), so
+# that one converts while the other multiplies. A step of 4-bit weights is a group, whose scale multiplies its sum.
+Shape = tuple[int, int, int, int]
+HOPPER: dict[str, dict[int, Shape]] = {
+    "dense": {16: (128, 64, 4, 4), 32: (128, 64, 4, 4), 64: (128, 64, 8, 4), 128: (128, 64, 8, 3)},
+    "int8": {16: (128, 128, 4, 4), 32: (128, 128, 4, 4), 64: (128, 128, 8, 3), 128: (128, 64, 8, 4)},
+    "fp8": {16: (128, 128, 4, 4), 32: (128, 128, 4, 4), 64: (128, 128, 8, 4), 128: (128, 128, 8, 3)},
+    "int4": {16: (64, 128, 4, 4), 32: (64, 128, 4, 4), 64: (64, 128, 8, 3), 128: (64, 128, 8, 3)},
+}
+AMPERE: dict[str, dict[int, Shape]] = {
+    "dense": {16: (64, 64, 4, 4), 32: (64, 64, 4, 4), 64: (128, 64, 8, 3), 128: (128, 64, 8, 3)},
+    "int8": {16: (64, 128, 4, 4), 32: (64, 128, 4, 4), 64: (128, 64, 8, 3), 128: (128, 64, 8, 3)},
+    "fp8": {16: (64, 128, 4, 4), 32: (64, 128, 4, 4), 64: (128, 64, 8, 3), 128: (128, 64, 8, 3)},
+    "int4": {16: (64, 128, 4, 4), 32: (64, 128, 4, 4), 64: (64, 64, 8, 3), 128: (64, 64, 8, 3)},
+}
 
 
 def tile_config(weight: GpuWeight, tokens: int, swiglu: bool) -> TileConfig:
-    """tokens: that an expert gets on average, or that a plain weight is multiplied by.
-
-    Few tokens: the weight's bytes are all that counts. 2 or 3 blocks on a multiprocessor with 2 or 3 tiles of 16 KiB
-    each on their way are several times the 22 KiB that 4.2 TB/s need at 0.7 us of latency.
-    Many tokens: 8 warps on 128 weight rows by 128 tokens keep the matrix units busy while the other half converts.
-    """
+    """tokens: that an expert gets on average, or that a plain weight is multiplied by."""
     tile = token_tile(tokens)
-    dense = weight.encoding == "dense"
-    if weight.sm >= WGMMA:
-        rows = 64 if weight.encoding == "int4" else 128
-        columns = 64 if dense else 128
-        warps = 8 if tile >= 128 else 4
-        stages = 4 if tile <= 32 else 3
-    else:
-        rows = 64
-        columns = 64 if dense or tile >= 64 else 128
-        warps = 8 if tile >= 128 else 4
-        stages = 4 if tile <= 32 else 3
+    hopper = weight.sm >= WGMMA
+    rows, columns, warps, stages = (HOPPER if hopper else AMPERE)[weight.encoding][tile]
+    if swiglu:  # enough rows for every multiprocessor; and pieces of `up` and `gate` could not be combined
+        return TileConfig(rows, tile, columns, warps, stages)
+    if tile <= 32:
+        rows = 64  # the matrix units' smallest on Hopper
+    # Of the experts that are busy: two blocks on each multiprocessor, none with less than 4 steps.
+    blocks = weight.data.shape[1] // rows * min(weight.experts, tokens) * max(1, tokens // tile)
     splits = 1
-    if not swiglu:
-        if tile <= 64 and weight.encoding != "int4":
-            rows = 64  # the matrix units' smallest on Hopper
-        # Blocks of all experts that are busy; two on each multiprocessor, and none with less than 4 steps.
-        blocks = weight.data.shape[1] // rows * min(weight.experts, tokens) * max(1, tokens // tile)
-        wanted = 2 * MULTIPROCESSORS[WGMMA if weight.sm >= WGMMA else 80]
-        while splits < 8 and blocks * splits < wanted and weight.in_features // columns >= 8 * splits:
-            splits *= 2
+    while (
+        splits < 8
+        and blocks * splits < 2 * MULTIPROCESSORS[90 if hopper else 80]
+        and weight.in_features // columns >= 8 * splits
+    ):
+        splits *= 2
     return TileConfig(rows, tile, columns, warps, stages, splits)

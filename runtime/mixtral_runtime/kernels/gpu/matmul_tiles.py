@@ -77,9 +77,10 @@ def tiled_product(
     place = tl.arange(0, BLOCK_N)
     stored_row = tl.minimum(block * ROWS + place % ROWS, STORED - 1) + place // ROWS * STORED
     column = split * STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
-    x_row = tl.where(pair < pairs, pair // ROWS_OF_X, 0).to(tl.int64)
-    weight_at = weight + (expert * (N // NIBBLES) + stored_row[:, None]) * K + column[None, :]
-    x_at = x + x_row[:, None] * K + column[None, :]
+    x_row = tl.where(pair < pairs, pair // ROWS_OF_X, 0)
+    weight_base = weight + expert * (N // NIBBLES * K)
+    weight_at = stored_row[:, None] * K + column[None, :]  # 32 bits: half the registers of addresses
+    x_at = x_row[:, None] * K + column[None, :]
 
     M: tl.constexpr = BLOCK_N * NIBBLES
     wide = tl.arange(0, M)
@@ -92,11 +93,11 @@ def tiled_product(
     for step in tl.range(0, STEPS, num_stages=STAGES):
         start = step * BLOCK_K
         if K % BLOCK_K == 0 and K // BLOCK_K % SPLITS == 0:
-            stored = tl.load(weight_at + start)
-            activations = tl.load(x_at + start)
+            stored = tl.load(weight_base + start + weight_at)
+            activations = tl.load(x + start + x_at)
         else:
-            stored = tl.load(weight_at + start, mask=(column + start < K)[None, :], other=0.0)
-            activations = tl.load(x_at + start, mask=(column + start < K)[None, :], other=0.0)
+            stored = tl.load(weight_base + start + weight_at, mask=(column + start < K)[None, :], other=0.0)
+            activations = tl.load(x + start + x_at, mask=(column + start < K)[None, :], other=0.0)
         operand = weight_operand(stored, ENCODING, DTYPE, PERMUTED, INTERPRETED)
         tokens = tl.trans(activation_operand(activations, INTERPRETED))
         if INTERPRETED:
