@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from gpu_bars import bars, bars_text
 from gpu_figures import decode_bytes, measured_experts, prompt_flop
-from gpu_kernels import measure_attention, measure_matrices
+from gpu_kernels import measure_attention, measure_between, measure_matrices
 from gpu_loads import LoadFailed, random_prompts, run_load
 from gpu_machine import describe_gpu
 from gpu_model import RandomCheckpoint, config_of, random_model
@@ -101,10 +101,11 @@ class Benchmark:
                 for step in measure_steps(model, self._sizes.steps, self._sizes.for_s):
                     self._add_step("steps", precision, model, step.batch, step.context, asdict(step))
         if "kernels" in self._parts:
-            with self._record.part(f"{precision}: kernels"):
-                self._record.need(8)
-                for figures in measure_matrices(model, self._sizes.matrix_tokens, self._sizes.for_s):
-                    self._record.add("kernels", {"precision": precision, **asdict(figures)})
+            for name, kernels in (("matrices", measure_matrices), ("steps between them", measure_between)):
+                with self._record.part(f"{precision}: {name} alone"):
+                    self._record.need(5)
+                    for figures in kernels(model, self._sizes.matrix_tokens, self._sizes.for_s):
+                        self._record.add("kernels", {"precision": precision, **asdict(figures)})
 
     def _loads(self, precision: str, model: MixtralModel, until: float) -> None:
         wanted = self._sizes.loads[precision]

@@ -1,13 +1,16 @@
 """What a step must read and multiply: the yardsticks of a measured time."""
 
 from collections.abc import Sequence
+from unittest import mock
 
 import torch
 from step_bytes import experts_met, step_bytes
+from torch import Tensor
 
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.plan import model_size, prefill_flop
 from mixtral_runtime.pytorch.batch import BatchBuilder
+from mixtral_runtime.pytorch.experts import Experts
 from mixtral_runtime.pytorch.model import MixtralModel
 from mixtral_runtime.tensor_names import checkpoint_format
 
@@ -33,28 +36,24 @@ def measured_experts(model: MixtralModel, batches: Sequence[int]) -> dict[int, f
     config = model.config
     tokens = min(ROUTED_TOKENS, config.max_position_embeddings)
     ids = torch.randperm(config.vocab_size, generator=torch.Generator().manual_seed(0))[:tokens].tolist()
-    chosen: list[torch.Tensor] = []
-    ops = model._ops
-    route = ops.route
+    chosen: list[Tensor] = []
+    call = Experts.__call__
 
-    def recorded(x: torch.Tensor, router: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = route(x, router)
-        chosen.append(found[0])
-        return found
+    def recorded(self: Experts, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        chosen.append(experts)
+        return call(self, x, experts, weights)
 
     cache = model.new_cache(len(ids))
     builder = BatchBuilder()
     for block, token in enumerate(ids):
         builder.add([token], 0, [block])
-    ops.route = recorded  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Experts, "__call__", recorded):
         model.forward(builder.build(model.device), cache)
-    finally:
-        del ops.route  # the class's own is seen again
+    assert len(chosen) == config.num_hidden_layers, len(chosen)
     return {batch: _distinct(chosen, batch) for batch in batches if batch <= len(ids)}
 
 
-def _distinct(chosen: list[torch.Tensor], batch: int) -> float:
+def _distinct(chosen: list[Tensor], batch: int) -> float:
     """chosen: of each layer [tokens, top_k]."""
     counts = [
         len(set(group.flatten().tolist()))

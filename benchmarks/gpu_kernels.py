@@ -69,7 +69,7 @@ def matrix_bytes(config: CheckpointConfig) -> dict[str, int]:
 
 @torch.inference_mode()
 def measure_matrices(model: MixtralModel, token_counts: Sequence[int], for_s: float) -> Iterator[KernelFigures]:
-    """Every matrix of a layer, lm_head, and the steps between, for each number of tokens."""
+    """Every matrix of a layer, and lm_head, for each number of tokens."""
     config, device = model.config, model.device
     sizes = matrix_bytes(config)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -95,11 +95,19 @@ def measure_matrices(model: MixtralModel, token_counts: Sequence[int], for_s: fl
         timing = time_calls([_bound(model.logits, x)], device, for_s)
         moved = sizes["lm_head"] + tokens * (hidden * itemsize + config.vocab_size * 4)
         yield _figures("lm_head", tokens, timing, moved, 2.0 * tokens * hidden * config.vocab_size)
-        calls = [_bound(model._ops.add_norm, x, x, layer.post_layernorm) for layer in layers]
-        yield _figures("add_norm", tokens, time_calls(calls, device, for_s), 4 * tokens * hidden * itemsize, 0.0)
-        calls = [_bound(model._ops.route, x, router) for router in model._routers[: len(layers)]]
-        moved = hidden * (4 * config.moe.num_experts + tokens * itemsize)
-        yield _figures("route", tokens, time_calls(calls, device, for_s), moved, 0.0)
+
+
+@torch.inference_mode()
+def measure_between(model: MixtralModel, token_counts: Sequence[int], for_s: float) -> Iterator[KernelFigures]:
+    """The steps between the matrices of a layer."""
+    hidden, itemsize, experts = model.config.hidden_size, model.dtype.itemsize, model.config.moe.num_experts
+    for tokens in token_counts:
+        x = torch.randn(tokens, hidden, device=model.device).to(model.dtype)
+        calls = [_bound(model._ops.add_norm, x, x, layer.post_layernorm) for layer in model._layers]
+        yield _figures("add_norm", tokens, time_calls(calls, model.device, for_s), 4 * tokens * hidden * itemsize, 0.0)
+        calls = [_bound(model._ops.route, x, router) for router in model._routers]
+        moved = hidden * (4 * experts + tokens * itemsize)
+        yield _figures("route", tokens, time_calls(calls, model.device, for_s), moved, 0.0)
 
 
 @torch.inference_mode()

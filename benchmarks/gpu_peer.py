@@ -136,6 +136,7 @@ class Peer:
         self._slots = torch.arange(positions, device=device)
         self.token = torch.ones(1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(1, config.vocab_size, device=device)  # of the last step
         step = layer_step(config)
         self._step = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
         self._head = torch.compile(self._logits, fullgraph=True, dynamic=False) if compiled else self._logits
@@ -165,7 +166,8 @@ class Peer:
                 *one.proj,
                 one.cache,
             )
-        self.token.copy_(self._head(x).argmax(-1))
+        self.logits.copy_(self._head(x))
+        self.token.copy_(self.logits.argmax(-1))
 
 
 @torch.no_grad()
