@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,26 +49,20 @@ class Checks:
             prompts = (FEW_PROMPTS, FEW_OUTPUTS) if self._miniature else (PROMPTS, OUTPUTS)
             shape = MINIATURE if self._miniature else CHECKED
             for precision, kv_cache in VARIANTS:
-                self._part(
-                    f"model: {precision}, {kv_cache} KV",
-                    lambda p=precision, k=kv_cache: check_model(shape, p, k, self._device, *prompts),
-                )
+                checks = partial(check_model, shape, precision, kv_cache, self._device, *prompts)
+                self._part(f"model: {precision}, {kv_cache} KV", checks)
         if "kernels" in parts:
             shape = MINIATURE if self._miniature else MIXTRAL_8X7B
             tokens, spans = (FEW_TOKENS, FEW_SPANS) if self._miniature else (TOKENS, SPANS)
             for kv_cache in ("16bit", "fp8"):
                 self._part(
-                    f"attention: {kv_cache} KV",
-                    lambda k=kv_cache: check_attention(shape, k, self._device, spans),
+                    f"attention: {kv_cache} KV", partial(check_attention, shape, kv_cache, self._device, spans)
                 )
-            self._part("norms and router", lambda: check_between(shape, self._device, tokens))
+            self._part("norms and router", partial(check_between, shape, self._device, tokens))
             rows = FEW_ROWS if self._miniature else ROWS
-            self._part("sampling", lambda: check_sampler(shape, self._device, rows))
+            self._part("sampling", partial(check_sampler, shape, self._device, rows))
             for precision in PRECISIONS:
-                self._part(
-                    f"matrices: {precision}",
-                    lambda p=precision: check_matrices(shape, p, self._device, tokens),
-                )
+                self._part(f"matrices: {precision}", partial(check_matrices, shape, precision, self._device, tokens))
 
     def _part(self, name: str, checks: Callable[[], Iterable[Check]]) -> None:
         with self._record.part(name):
@@ -103,7 +98,7 @@ def succeeded(record: Record) -> bool:
 def poison_empty_memory() -> None:
     """torch.empty gives NaN from now on."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def main(arguments: list[str] | None = None) -> int:

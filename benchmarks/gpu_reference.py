@@ -74,7 +74,8 @@ def one_expert(fc: Matrix, proj: Matrix, x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight.double()
+    spread: Tensor = (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    return x / spread * weight.double()
 
 
 def routes(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ class Reference:
 
 def split_heads(config: CheckpointConfig, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[tokens, (heads + 2 * kv_heads) * head_size] -> queries, keys and values, each [tokens, heads, head_size]."""
-    heads = qkv.unflatten(-1, (-1, config.head_size))
+    heads = qkv.view(len(qkv), -1, config.head_size)
     kv_heads = config.num_key_value_heads
     queries, keys, values = torch.split(heads, [config.num_attention_heads, kv_heads, kv_heads], dim=1)
     return queries, keys, values

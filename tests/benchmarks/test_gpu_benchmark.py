@@ -1,6 +1,7 @@
 """The benchmark for GPUs, run in miniature on the CPU: every part of it, its file, its page and its picture."""
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def engine() -> Any:
 
 def test_a_load_counts_every_token(engine: PyTorchEngine) -> None:
     before = engine.stats().output_tokens
-    figures = run_load(engine, random_prompts(3, 10, 320, gpu.random.Random(1)), 8, time.monotonic() + 60)
+    figures = run_load(engine, random_prompts(3, 10, 320, random.Random(1)), 8, time.monotonic() + 60)
     assert engine.stats().output_tokens - before == 24
     assert figures.tokens_per_s == pytest.approx(24 / figures.seconds)
     assert 0 < figures.ttft_s_median <= figures.ttft_s_max < figures.seconds
@@ -123,7 +124,7 @@ def test_a_load_counts_every_token(engine: PyTorchEngine) -> None:
 
 
 def test_a_load_that_is_late_is_cancelled_and_the_engine_goes_on(engine: PyTorchEngine) -> None:
-    prompts = random_prompts(2, 10, 320, gpu.random.Random(2))
+    prompts = random_prompts(2, 10, 320, random.Random(2))
     with pytest.raises(LoadFailed, match="the time was up"):
         run_load(engine, prompts, 100, time.monotonic())
     assert engine.stats().active == engine.stats().queued == 0

@@ -86,7 +86,7 @@ def test_random_weights_are_the_same_for_a_seed_and_look_like_a_model() -> None:
 def test_the_gpu_kernels_pass_in_triton_s_interpreter() -> None:
     """The variable is read when kernels are imported, so they run in a process of their own."""
     environment = os.environ | {"MIXTRAL_GPU_KERNELS": "interpret", "PYTHONPATH": f"{ROOT}/benchmarks:{ROOT}/runtime"}
-    command = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--miniature", "--part", "kernels"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--miniature", "--part", "kernels"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 

@@ -16,6 +16,10 @@ def read(path: Path) -> dict[str, object]:
     return found
 
 
+def fail(reason: str) -> None:
+    raise RuntimeError(reason)
+
+
 def test_a_run_that_is_killed_leaves_what_it_had(tmp_path: Path) -> None:
     record = Record(tmp_path / "new" / "gpu.json", {"machine": {}}, 100.0)
     assert read(tmp_path / "new" / "gpu.json")["complete"] is False
@@ -28,7 +32,7 @@ def test_a_run_that_is_killed_leaves_what_it_had(tmp_path: Path) -> None:
 def test_a_part_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = Record(tmp_path / "gpu.json", {}, 100.0)
     with record.part("first"):
-        raise RuntimeError("out of memory")
+        fail("out of memory")
     with record.part("second"):
         record.add("loads", {"batch": 1})
     assert record.failed == ["first"]
@@ -40,7 +44,7 @@ def test_a_part_without_time_is_left_out_and_no_failure(tmp_path: Path) -> None:
     record = Record(tmp_path / "gpu.json", {}, 5.0)
     with record.part("long"):
         record.need(30.0)
-        raise AssertionError("not reached")
+        fail("not reached")
     assert record.failed == []
     assert record.data["left_out"] == [{"what": "long", "reason": "5 s are left of 5, this takes about 30"}]
 
