@@ -74,8 +74,9 @@ def one_expert(fc: Matrix, proj: Matrix, x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    spread: Tensor = (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
-    return x / spread * weight.double()
+    spread = (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
+    normed: Tensor = x / spread * weight.double()
+    return normed
 
 
 def routes(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
