@@ -79,16 +79,18 @@ def model(checkpoint: Checkpoint) -> MixtralModel:
     return MixtralModel.load(checkpoint, "cpu")
 
 
-@pytest.fixture
-def make_engine(model: MixtralModel) -> Iterator[Callable[..., PyTorchEngine]]:
-    """make_engine(max_batch_size=2): an engine with LIMITS, some replaced; closed when the test ends."""
+@pytest.fixture(params=[False, True], ids=["one-by-one", "launched-ahead"])
+def make_engine(request: pytest.FixtureRequest, model: MixtralModel) -> Iterator[Callable[..., PyTorchEngine]]:
+    """make_engine(max_batch_size=2): an engine with LIMITS, some replaced; closed when the test ends. As on a CPU, and
+    with each step launched before the last is collected, as on a GPU."""
     engines: list[PyTorchEngine] = []
 
     def make(
         model: MixtralModel = model, kv_cache_tokens: int | None = None, reuse: bool = True, **limits: int
     ) -> PyTorchEngine:
         settings = PyTorchSettings(kv_cache_block_reuse=reuse)
-        engines.append(PyTorchEngine(model, EngineLimits(**LIMITS | limits), kv_cache_tokens, settings))
+        built = EngineLimits(**LIMITS | limits)
+        engines.append(PyTorchEngine(model, built, kv_cache_tokens, settings, launch_ahead=request.param))
         return engines[-1]
 
     yield make

@@ -42,7 +42,8 @@ def rounded(stack: Stack, x: Tensor) -> Tensor:
 def assert_product(stack: Stack, linear: Linear, x: Tensor, rows: slice = slice(None)) -> None:
     """`linear` multiplies as the weights of `stack` should; rows: of the result, those that are compared."""
     weight, exact_x = stack.linear(x.dtype).dequantize(torch.float64)[rows], rounded(stack, x)
-    bound = exact_x.abs() @ weight.abs().T * TOLERANCE[x.dtype]
+    smallest = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps  # of the dtype's numbers but zero
+    bound = exact_x.abs() @ weight.abs().T * TOLERANCE[x.dtype] + smallest
     found = linear(x)
     assert found.dtype == x.dtype
     assert ((found[:, rows].double() - exact_x @ weight.T).abs() <= bound).all()

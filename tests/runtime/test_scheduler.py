@@ -25,9 +25,9 @@ def advance(scheduler: Scheduler) -> list[Work]:
     """One step without a model: every token that can be sampled is a 2."""
     work = scheduler.schedule()
     for one in work:
-        completes = one.completes
-        scheduler.computed(one)
-        if completes:
+        scheduler.launched(one)
+        scheduler.collected(one)
+        if one.completes:
             one.sequence.append(2, None, None)
             if one.sequence.finish_reason is not None:
                 scheduler.remove(one.sequence)

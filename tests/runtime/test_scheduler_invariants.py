@@ -16,7 +16,7 @@ from mixtral_runtime.engine import EngineLimits, Request
 from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch.block_pool import BlockPool
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
-from mixtral_runtime.pytorch.scheduler import Scheduler
+from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 
 LONGEST = 190  # tokens of prompt and output
@@ -38,8 +38,12 @@ class Serving(RuleBasedStateMachine):
         extra_tokens=st.integers(0, 60),
         extra_blocks=st.integers(0, 4),
         reuse=st.booleans(),
+        launch_ahead=st.booleans(),
     )
-    def start(self, max_batch_size: int, extra_tokens: int, extra_blocks: int, reuse: bool) -> None:
+    def start(self, max_batch_size: int, extra_tokens: int, extra_blocks: int, reuse: bool, launch_ahead: bool) -> None:
+        """launch_ahead: a step is scheduled before the tokens of the last one are known, as on a GPU."""
+        self.launch_ahead = launch_ahead
+        self.flying: list[Work] = []
         self.budget = max_batch_size + extra_tokens
         limits = EngineLimits(max_batch_size, LONGEST, LONGEST, self.budget, QUEUE)
         self.pool = BlockPool(blocks_for(LONGEST) + extra_blocks, reuse=reuse)
@@ -78,16 +82,16 @@ class Serving(RuleBasedStateMachine):
             self.blocks_are_accounted_for()
 
     def step(self) -> None:
-        due = {one.id for one in self.scheduler.running if one.pending == 1}
+        due = {one.id for one in self.scheduler.running if one.pending == 1 and not one.ends}
         preemptions = self.scheduler.preemptions
         work = self.scheduler.schedule()
         ran = {one.sequence.id for one in work}
-        assert bool(work) == bool(self.live)
+        assert bool(work) == bool(self.live) or self.flying
         assert len(ran) == len(work) <= self.scheduler._limits.max_batch_size
         assert sum(one.length for one in work) <= self.budget
         assert all(1 <= one.length <= one.sequence.pending for one in work)
         assert len(due - ran) <= self.scheduler.preemptions - preemptions, "a decoding sequence was left out of a step"
-        if self.scheduler.running:
+        if self.scheduler.running and not self.scheduler.running[0].ends:
             assert self.scheduler.running[0].id in ran, "the first in rank did not get on"
         for one in work:
             sequence, start = one.sequence, one.sequence.computed
@@ -106,16 +110,23 @@ class Serving(RuleBasedStateMachine):
                 assert not self.pool.is_published(block), "a published block is written"
                 self.cells[block][position % BLOCK_SIZE] = hashes[position]
         for one in work:
-            completes = one.completes
-            self.scheduler.computed(one)
-            if completes:
-                one.sequence.append(output_token(one.sequence.id, one.sequence.output_len), None, None)
-                if one.sequence.finish_reason is not None:
-                    self.scheduler.remove(one.sequence)
-                    self.live.remove(one.sequence)
+            self.scheduler.launched(one)
+        collected, self.flying = (self.flying, work) if self.launch_ahead else (work, [])
+        for one in collected:
+            if one.sequence in self.live:
+                self.collect(one)
+
+    def collect(self, one: Work) -> None:
+        self.scheduler.collected(one)
+        if one.completes:
+            one.sequence.append(output_token(one.sequence.id, one.sequence.output_len), None, None)
+            if one.sequence.finish_reason is not None:
+                self.scheduler.remove(one.sequence)
+                self.live.remove(one.sequence)
 
     def hashes(self, sequence: Sequence) -> list[int]:
-        return list(accumulate(sequence.tokens, lambda before, token: hash((before, token)), initial=0))[1:]
+        tokens = sequence.tokens + [output_token(sequence.id, sequence.output_len)] * sequence.ahead
+        return list(accumulate(tokens, lambda before, token: hash((before, token)), initial=0))[1:]
 
     @invariant()
     def blocks_are_accounted_for(self) -> None:

@@ -4,13 +4,17 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
+
+IntArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +59,84 @@ class Batch:
         return row + end - start - 1
 
 
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A batch before it is on the device. tokens: [4, tokens] int64: ids, positions, slots, and from which row of the
+    last step's sampled tokens the id comes, -1 where it is known here."""
+
+    tokens: IntArray
+    span_table: IntArray  # [spans, 4] int64
+    block_tables: IntArray  # [blocks of all spans] int32
+
+    @property
+    def takes_sampled(self) -> bool:
+        return bool((self.tokens[3] >= 0).any())
+
+    @property
+    def longest_query(self) -> int:
+        return int((self.span_table[:, 2] - self.span_table[:, 1]).max(initial=0))
+
+    @property
+    def longest_context(self) -> int:
+        return int(self.span_table[:, 2].max(initial=0))
+
+    def to(self, device: torch.device, sampled: Tensor | None = None) -> Batch:
+        """sampled: [rows] int64 on the device, the tokens of the step before, where some are not known here."""
+        token_ids, positions, slots, sources = move(self.tokens, device)
+        if sampled is not None and self.takes_sampled:
+            token_ids = with_sampled(token_ids, sources, sampled)
+        tables = move(self.span_table, device), move(self.block_tables, device)
+        return Batch(token_ids, positions, slots, *tables, self.longest_query, self.longest_context)
+
+
 class BatchBuilder:
     """Collects the spans of a step, then moves them to the device at once."""
 
     def __init__(self) -> None:
         self._token_ids = array("q")
+        self._sources = array("q")
         self._span_table = array("q")
         self._block_tables = array("i")
+
+    @property
+    def tokens(self) -> int:
+        """Those that were added."""
+        return len(self._token_ids)
 
     def add(self, token_ids: Sequence[int], start: int, block_ids: Sequence[int]) -> None:
         """token_ids: at positions `start` and following of the sequence that owns `block_ids`."""
         end = start + len(token_ids)
         self._span_table.extend((len(self._token_ids), start, end, len(self._block_tables)))
         self._token_ids.extend(token_ids)
+        self._sources.extend([-1] * len(token_ids))
         self._block_tables.extend(block_ids[: blocks_for(end)])
 
-    def build(self, device: torch.device) -> Batch:
+    def add_sampled(self, source: int, position: int, block_ids: Sequence[int]) -> None:
+        """One token, that of row `source` among those that the step before has sampled."""
+        self.add([0], position, block_ids)
+        self._sources[-1] = source
+
+    def finish(self) -> HostBatch:
         spans = np.frombuffer(self._span_table, dtype=np.int64).reshape(-1, 4)
         tables = np.frombuffer(self._block_tables, dtype=np.int32)
-        token_ids = np.frombuffer(self._token_ids, dtype=np.int64)
+        token_ids, sources = (np.frombuffer(part, dtype=np.int64) for part in (self._token_ids, self._sources))
         row, start, end, first = spans.T
         lengths = end - start
         positions = np.arange(len(token_ids)) + np.repeat(start - row, lengths)
         blocks = tables[np.repeat(first, lengths) + positions // BLOCK_SIZE].astype(np.int64)
-        tokens = torch.from_numpy(np.stack([token_ids, positions, blocks * BLOCK_SIZE + positions % BLOCK_SIZE]))
-        moved = tokens.to(device)
-        span_table, block_tables = (torch.from_numpy(part.copy()).to(device) for part in (spans, tables))
-        longest = int(lengths.max(initial=0)), int(end.max(initial=0))
-        return Batch(moved[0], moved[1], moved[2], span_table, block_tables, *longest)
+        slots = blocks * BLOCK_SIZE + positions % BLOCK_SIZE
+        return HostBatch(np.stack([token_ids, positions, slots, sources]), spans.copy(), tables.copy())
+
+    def build(self, device: torch.device) -> Batch:
+        return self.finish().to(device)
+
+
+def move(values: IntArray, device: torch.device) -> Tensor:
+    """To the device, without waiting for what it computes at the moment."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def with_sampled(token_ids: Tensor, sources: Tensor, sampled: Tensor) -> Tensor:
+    """token_ids, sources: [tokens] int64, as in HostBatch. sampled: [rows] int64."""
+    return torch.where(sources < 0, token_ids, sampled[sources.clamp(min=0)])

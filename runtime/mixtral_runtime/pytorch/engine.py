@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -16,13 +17,15 @@ from mixtral_runtime.engine import EngineLimits, EngineStats, FinishReason, Outp
 from mixtral_runtime.errors import CheckpointError, Internal, InvalidArgument, MixtralError, Unavailable
 from mixtral_runtime.manifest import Manifest, ModelInfo
 from mixtral_runtime.pytorch.block_pool import BlockPool
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, KvCache, cache_dtype, plan_blocks
+from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs, cuda_recorder
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, cache_dtype, plan_blocks
 from mixtral_runtime.pytorch.model import MixtralModel
 from mixtral_runtime.pytorch.sampler import Sampler
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 from mixtral_runtime.pytorch.settings import PyTorchSettings
-from mixtral_runtime.pytorch.step import StepResult, run_step
+from mixtral_runtime.pytorch.step import StepResult, StepRunner
+from mixtral_runtime.pytorch.step_loop import run_steps
 
 STOPPED = "the engine has stopped after a failure"
 
@@ -34,6 +37,9 @@ class PyTorchEngine:
 
     One lock guards scheduler, sequences and counters; the step itself runs outside it. So submit, cancel, poll and
     stats never wait for the model.
+
+    On a GPU the next step is launched before the last one's tokens are here, so that the device never waits for the
+    host. A sequence whose last token was a stop has then computed one more in vain, which nobody sees.
     """
 
     def __init__(
@@ -42,8 +48,11 @@ class PyTorchEngine:
         limits: EngineLimits,
         kv_cache_tokens: int | None = None,
         settings: PyTorchSettings | None = None,
+        *,
+        launch_ahead: bool | None = None,
     ) -> None:
         """kv_cache_tokens: None plans the cache from the limits and the free memory. settings: None is the defaults.
+        launch_ahead: whether a step is launched before the last one is collected; None for what the device gains from.
         Raises InvalidArgument when the limits exceed the model or the memory, or the settings the limits."""
         settings = settings or PyTorchSettings()
         limits = settings.lowered(limits)
@@ -53,9 +62,11 @@ class PyTorchEngine:
         blocks = plan_blocks(
             model.config, limits, kv_cache_tokens, model.device, cache_dtype(model.config, model.dtype)
         )
-        self._model: MixtralModel | None = model
-        self._cache: KvCache | None = model.new_cache(blocks)
-        self._sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
+        is_gpu = model.device.type == "cuda"
+        self._device = model.device
+        with _current(self._device):
+            self._runner: StepRunner | None = _new_runner(model, blocks, limits, settings)
+        self._launch_ahead = is_gpu if launch_ahead is None else launch_ahead
         self._vocab_size = model.config.vocab_size
         self._limits = limits
         self._scheduler = Scheduler(limits, BlockPool(blocks, reuse=settings.kv_cache_block_reuse))
@@ -154,17 +165,14 @@ class PyTorchEngine:
             self._stopped = True
             self._wake.notify()
         self._thread.join()
-        self._model = self._cache = None
+        self._runner = None
 
     def _run(self) -> None:
         """The step thread. A fault of the scheduling itself ends every request with an error, never silently."""
+        assert self._runner is not None
         try:
-            while work := self._next_work():
-                assert self._model is not None
-                assert self._cache is not None
-                results = run_step(self._model, self._cache, self._sampler, work)
-                with self._lock:
-                    self._commit(results)
+            with _current(self._device):
+                run_steps(self._runner, self, launch_ahead=self._launch_ahead)
         except Exception:
             logger.exception("the engine stopped")
             with self._lock:
@@ -172,16 +180,40 @@ class PyTorchEngine:
                 for sequence in list(self._live.values()):
                     self._finish(sequence, FinishReason.ERROR, Internal(STOPPED))
 
-    def _next_work(self) -> list[Work]:
-        """Waits for work; empty when the engine is stopped and nothing is live."""
+    # What `step_loop.Ledger` asks, of the step thread.
+
+    def next_work(self, *, wait: bool) -> list[Work]:
+        """Empty also when the engine is stopped and nothing is live."""
         with self._lock:
             while True:
                 self._end_cancelled_and_late()
                 if work := self._scheduler.schedule():
                     return work
-                if self._stopped:
+                if self._stopped or not wait:
                     return []
                 self._wake.wait()
+
+    def launched(self, work: list[Work]) -> None:
+        with self._lock:
+            for one in work:
+                self._scheduler.launched(one)
+
+    def failed(self, work: list[Work]) -> None:
+        with self._lock:
+            for one in work:
+                self._scheduler.failed(one)
+
+    def alive(self, work: list[Work]) -> list[Work]:
+        with self._lock:
+            return [one for one in work if one.sequence.id in self._live and one.current]
+
+    def collected(self, results: list[StepResult]) -> None:
+        with self._lock:
+            self._steps += 1
+            for result in results:
+                if result.work.sequence.id in self._live:
+                    self._commit(result)
+            self._output.notify_all()
 
     def _end_cancelled_and_late(self) -> None:
         """Looks at every sequence only when a deadline has passed."""
@@ -201,25 +233,22 @@ class PyTorchEngine:
             else:
                 self._next_deadline = min(self._next_deadline, sequence.deadline)
 
-    def _commit(self, results: list[StepResult]) -> None:
-        self._steps += 1
-        for result in results:
-            sequence = result.work.sequence
-            if result.error is not None:
-                self._end(sequence, FinishReason.ERROR, result.error)
-                continue
-            self._scheduler.computed(result.work)
-            sequence.prompt_log_probs += result.prompt_log_probs
-            if result.token is None:
-                continue
-            before = sequence.output_len
-            sequence.append(result.token, result.log_prob, result.top_log_probs)
-            self._output_tokens += sequence.output_len - before
-            if sequence.finish_reason is not None:
-                self._end(sequence, sequence.finish_reason)
-            elif sequence.request.streaming:
-                self._news[sequence.id] = sequence
-        self._output.notify_all()
+    def _commit(self, result: StepResult) -> None:
+        sequence = result.work.sequence
+        if result.error is not None:
+            self._end(sequence, FinishReason.ERROR, result.error)
+            return
+        self._scheduler.collected(result.work)
+        sequence.prompt_log_probs += result.prompt_log_probs
+        if result.token is None:
+            return
+        before = sequence.output_len
+        sequence.append(result.token, result.log_prob, result.top_log_probs)
+        self._output_tokens += sequence.output_len - before
+        if sequence.finish_reason is not None:
+            self._end(sequence, sequence.finish_reason)
+        elif sequence.request.streaming:
+            self._news[sequence.id] = sequence
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: MixtralError | None = None) -> None:
         self._scheduler.remove(sequence)
@@ -231,3 +260,22 @@ class PyTorchEngine:
         self._finished[reason.value] += 1
         self._news[sequence.id] = sequence
         self._output.notify_all()
+
+
+def _new_runner(model: MixtralModel, blocks: int, limits: EngineLimits, settings: PyTorchSettings) -> StepRunner:
+    """blocks: of the KV cache that sequences may have."""
+    sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
+    if model.device.type != "cuda":
+        return StepRunner(model, model.new_cache(blocks), sampler)
+    graphs = None
+    cache = model.new_cache(blocks + 1)
+    if settings.decode_graphs:
+        graphs = DecodeGraphs(model, cache, limits.max_batch_size, limits.max_seq_len, cuda_recorder())
+    runner = StepRunner(model, cache, sampler, graphs)
+    runner.warm_up(limits)
+    return runner
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes it the thread's device: kernels of a language of their own are launched on that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

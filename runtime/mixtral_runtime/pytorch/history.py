@@ -32,7 +32,7 @@ class History:
         for sequence in sequences:
             if sequence.id not in self._place_of:
                 self._fill(self._free_place(here), sequence)
-        self._longest = max((len(sequence.tokens) for sequence in sequences), default=0)
+        self._longest = max((len(sequence.tokens) + sequence.ahead for sequence in sequences), default=0)
         return [self._place_of[sequence.id] for sequence in sequences]
 
     def append(self, places: Tensor, tokens: Tensor) -> None:

@@ -99,7 +99,7 @@ class Sampler:
         self._rules = rules
         self._tracked = self._ids(tracked)
         self._places = self._ids(list(places.values()))
-        self._steps = self._ids([sequence.output_len for sequence in sequences])
+        self._steps = self._ids([sequence.output_len + sequence.ahead for sequence in sequences])
         random = [row for row, request in enumerate(requests) if not request.sampling.greedy]
         self._all_drawn = len(random) == len(sequences)
         by_width: dict[int, list[int]] = {}

@@ -3,6 +3,7 @@
 import time
 from bisect import insort
 from dataclasses import dataclass
+from typing import Self
 
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import InvalidArgument, Unavailable
@@ -18,15 +19,28 @@ HEAD_START = 1024
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The next `length` tokens of a sequence, at most what is pending."""
+    """The next `length` tokens of a sequence, those at positions `start` and following, at most what is pending.
+    completes: whether the next token can be sampled after this. admission: during which of the sequence's stays in the
+    batch; its blocks are others in another."""
 
     sequence: Sequence
     length: int
+    start: int
+    completes: bool
+    admission: int
+
+    @classmethod
+    def of(cls, sequence: Sequence, length: int) -> Self:
+        return cls(sequence, length, sequence.computed, length == sequence.pending, sequence.admissions)
 
     @property
-    def completes(self) -> bool:
-        """Whether the next token can be sampled after this."""
-        return self.length == self.sequence.pending
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def current(self) -> bool:
+        """Whether the sequence still has the blocks that this was for."""
+        return bool(self.sequence.block_ids) and self.sequence.admissions == self.admission
 
 
 def rank(sequence: Sequence) -> tuple[float, int]:
@@ -42,6 +56,10 @@ class Scheduler:
     its blocks as it grows. When none is free the running sequence of the last rank gives way: its blocks are released
     and it waits again, to be computed anew from the tokens it has by then. The first in rank never gives way and the
     pool holds a longest sequence, so it always gets on, and with it all of them.
+
+    A step may be scheduled before the one before it is collected: each sequence has then at most one token `ahead` that
+    is sampled and not known here. Until it is, a sequence that gave way waits, and one whose last token it is gets no
+    more work. One that turns out to have ended with it has computed a token in vain, in blocks that nobody shares.
     """
 
     def __init__(self, limits: EngineLimits, pool: BlockPool) -> None:
@@ -75,7 +93,7 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> list[Work]:
-        """The work of the next step, empty only when nothing is live.
+        """The work of the next step, empty only when nothing is live, or waits for a token that is on its way.
 
         Decode comes first and always fits, so it never starves; prefill chunks share the rest of max_num_tokens in
         order of rank, those of new sequences among them.
@@ -83,12 +101,13 @@ class Scheduler:
         work: list[Work] = []
         prefilling: list[Sequence] = []
         for sequence in self.running.copy():  # in order of rank: whoever gives way comes later than who needs a block
-            if not sequence.block_ids:  # gave way to one before it
+            gave_way = not sequence.block_ids  # to one before it
+            if gave_way or sequence.ends:
                 continue
             if sequence.pending > 1:
                 prefilling.append(sequence)
             elif self._grow(sequence):
-                work.append(Work(sequence, 1))
+                work.append(Work.of(sequence, 1))
         budget = self._limits.max_num_tokens - len(work)
         prefilling = [sequence for sequence in prefilling if sequence.block_ids]
         admitting = True
@@ -102,21 +121,33 @@ class Scheduler:
             sequence = prefilling.pop(0)
             self._reuse(sequence)
             length = min(sequence.pending, budget)
-            work.append(Work(sequence, length))
+            work.append(Work.of(sequence, length))
             budget -= length
-        assert work or not (self.running or self.waiting)
+        live = (*self.running, *self.waiting)
+        assert work or not live or any(sequence.ahead for sequence in live)
         return work
 
-    def computed(self, work: Work) -> None:
-        """The step has written the keys and values of this work."""
+    def launched(self, work: Work) -> None:
+        """A step that writes the keys and values of this work has been launched: the next may count on them."""
+        if work.current:
+            work.sequence.computed = work.end
+        work.sequence.ahead += work.completes
+
+    def failed(self, work: Work) -> None:
+        """A launched step has written nothing after all."""
+        work.sequence.ahead -= work.completes
+        if work.current:
+            work.sequence.computed = work.start
+
+    def collected(self, work: Work) -> None:
+        """The step has written the keys and values of this work, and what it sampled is known."""
         sequence = work.sequence
-        before = sequence.computed
-        sequence.computed += work.length
+        sequence.ahead -= work.completes
         if sequence.counted < sequence.prompt_len:
-            self.blocks_missed += self._count(sequence)
-        if not self.pool.reuse:
+            self.blocks_missed += self._count(sequence, work.end)
+        if not self.pool.reuse or not work.current:
             return
-        for index in range(before // BLOCK_SIZE, sequence.computed // BLOCK_SIZE):
+        for index in range(work.start // BLOCK_SIZE, work.end // BLOCK_SIZE):
             self.pool.publish(sequence.block_ids[index], sequence.block_key(index))
 
     def _admit(self) -> bool:
@@ -124,6 +155,8 @@ class Scheduler:
         if len(self.running) >= self._limits.max_batch_size:
             return False
         sequence = self.waiting[0]
+        if sequence.ahead:
+            return False
         found = self._find(sequence)
         needed = blocks_for(len(sequence.tokens)) - len(found)
         idle = sum(self.pool.references(block) == 0 for block in found)
@@ -132,6 +165,7 @@ class Scheduler:
         for block in found:
             self.pool.share(block)
         sequence.block_ids = found + self.pool.allocate(needed)
+        sequence.admissions += 1
         sequence.admitted_at = sequence.admitted_at or time.monotonic()
         insort(self.running, sequence, key=rank)
         return True
@@ -160,11 +194,11 @@ class Scheduler:
                 self.pool.release([own])
                 sequence.block_ids[index] = block
             sequence.computed = (index + 1) * BLOCK_SIZE
-            self.blocks_reused += self._count(sequence)
+            self.blocks_reused += self._count(sequence, sequence.computed)
 
-    def _count(self, sequence: Sequence) -> int:
+    def _count(self, sequence: Sequence, computed: int) -> int:
         """Takes note of the prompt tokens that were not counted yet; how many full blocks end among them."""
-        known = min(sequence.computed, sequence.prompt_len)
+        known = min(computed, sequence.prompt_len)
         before, sequence.counted = sequence.counted, max(sequence.counted, known)
         self.prompt_tokens += sequence.counted - before
         return sequence.counted // BLOCK_SIZE - before // BLOCK_SIZE

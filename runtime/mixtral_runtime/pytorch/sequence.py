@@ -11,17 +11,21 @@ from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """tokens: prompt and output. computed: how many of them have their keys and values in the cache; what is missing is
-    the work left before the next token can be sampled. block_ids: where they are, none while it waits. counted: prompt
-    tokens that the statistics have. deadline, submitted_at, admitted_at (for the first time): on the monotonic clock,
-    None for none and not yet."""
+    """tokens: prompt and output, as far as they are known here. ahead: how many more the device has sampled in a step
+    that was launched and not collected, 0 or 1 when a step is scheduled. computed: how many of all these have their
+    keys and values in the cache, or will have after the steps that were launched; what is missing is the work left
+    before the next token can be sampled. block_ids: where they are, none while it waits. admissions: how often it was
+    given blocks. counted: prompt tokens that the statistics have. deadline, submitted_at, admitted_at (for the first
+    time): on the monotonic clock, None for none and not yet."""
 
     id: int
     request: Request
     deadline: float | None
     tokens: list[int] = field(init=False)
     prompt_len: int = field(init=False)
+    ahead: int = 0
     computed: int = 0
+    admissions: int = 0
     counted: int = 0
     block_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -47,7 +51,12 @@ class Sequence:
     def pending(self) -> int:
         """Tokens to compute before the next can be sampled: the one just sampled, or what is left of the prompt and,
         after a preemption, of the output."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) + self.ahead - self.computed
+
+    @property
+    def ends(self) -> bool:
+        """Whether the token that is on its way is the last, whichever it is."""
+        return self.ahead > 0 and self.output_len + self.ahead >= self.request.max_tokens
 
     @property
     def reusable_tokens(self) -> int:

@@ -12,11 +12,13 @@ class PyTorchSettings:
     """The section `[pytorch]` of the server's settings.
 
     kv_cache_block_reuse: prompts that begin alike share blocks. max_num_tokens: of one step; may lower what the engine
-    was built for, so that running streams wait less for the prompts of others.
+    was built for, so that running streams wait less for the prompts of others. decode_graphs: on a GPU, decode steps
+    are recorded when the engine starts, and each is launched as one; that takes a little memory and some seconds.
     """
 
     kv_cache_block_reuse: bool = True
     max_num_tokens: int | None = None
+    decode_graphs: bool = True
 
     def __post_init__(self) -> None:
         """Raises InvalidArgument naming the setting, its value and the range."""
