@@ -10,7 +10,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from gpu_model import MINIATURE, MIXTRAL_8X7B
 from gpu_record import Record
 from gpu_sizes import PRECISIONS
 
-PARTS = ("model", "kernels")
+from mixtral_runtime.kernels.availability import gpu_kernels
+
+PARTS = ("model", "attention", "between", "sampling", "matrices")
+INTERPRETER_SLACK = 3.0  # Triton's interpreter cuts bfloat16 off where a GPU rounds, so that errors add up
 TOKENS = (1, 2, 7, 8, 16, 17, 33, 64, 128, 333, 1024)
 SPANS = (
     [(0, 1), (31, 1), (32, 1), (1000, 1)],
@@ -43,31 +46,35 @@ class Checks:
         self._record = record
         self._device = device
         self._miniature = miniature
+        self._slack = INTERPRETER_SLACK if gpu_kernels() == "interpret" else 1.0
 
     def run(self, parts: Iterable[str]) -> None:
         if "model" in parts:
             prompts = (FEW_PROMPTS, FEW_OUTPUTS) if self._miniature else (PROMPTS, OUTPUTS)
-            shape = MINIATURE if self._miniature else CHECKED
+            small = MINIATURE if self._miniature else CHECKED
             for precision, kv_cache in VARIANTS:
-                checks = partial(check_model, shape, precision, kv_cache, self._device, *prompts)
+                checks = partial(check_model, small, precision, kv_cache, self._device, *prompts)
                 self._part(f"model: {precision}, {kv_cache} KV", checks)
-        if "kernels" in parts:
-            shape = MINIATURE if self._miniature else MIXTRAL_8X7B
-            tokens, spans = (FEW_TOKENS, FEW_SPANS) if self._miniature else (TOKENS, SPANS)
+        shape = MINIATURE if self._miniature else MIXTRAL_8X7B
+        tokens, spans = (FEW_TOKENS, FEW_SPANS) if self._miniature else (TOKENS, SPANS)
+        if "attention" in parts:
             for kv_cache in ("16bit", "fp8"):
-                self._part(
-                    f"attention: {kv_cache} KV", partial(check_attention, shape, kv_cache, self._device, spans)
-                )
+                checks = partial(check_attention, shape, kv_cache, self._device, spans)
+                self._part(f"attention: {kv_cache} KV", checks)
+        if "between" in parts:
             self._part("norms and router", partial(check_between, shape, self._device, tokens))
+        if "sampling" in parts:
             rows = FEW_ROWS if self._miniature else ROWS
             self._part("sampling", partial(check_sampler, shape, self._device, rows))
+        if "matrices" in parts:
             for precision in PRECISIONS:
                 self._part(f"matrices: {precision}", partial(check_matrices, shape, precision, self._device, tokens))
 
     def _part(self, name: str, checks: Callable[[], Iterable[Check]]) -> None:
         with self._record.part(name):
             self._record.need(5)
-            for check in checks():
+            for found in checks():
+                check = replace(found, limit=found.limit * self._slack)
                 self._record.add("checks", {**asdict(check), "passed": check.passed})
                 if not check.passed:
                     self._record.say(f"FAIL {check.name}: {check.measured:.3g}, at most {check.limit:g}")
@@ -97,6 +104,7 @@ def succeeded(record: Record) -> bool:
 
 def poison_empty_memory() -> None:
     """torch.empty gives NaN from now on."""
+    gpu_kernels()  # says whether kernels are interpreted before the next line imports Triton
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 

@@ -101,7 +101,8 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -
     scores = queries.transpose(0, 1) @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5  # [heads, tokens, context]
     later = torch.arange(keys.shape[1], device=scores.device) > positions[:, None]
     weights = scores.masked_fill(later, -torch.inf).softmax(-1)
-    return (weights @ values).transpose(0, 1).flatten(1)
+    outputs: Tensor = weights @ values  # [heads, tokens, size]
+    return outputs.transpose(0, 1).flatten(1)
 
 
 class Reference:
