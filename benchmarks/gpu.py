@@ -11,9 +11,11 @@ Example: make gpu-check GPU_FLAGS="--precision int8 --part kernels"
 import argparse
 import gc
 import json
+import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import torch
 from gpu_bars import bars, bars_text
 from gpu_figures import decode_bytes, measured_experts, prompt_flop
 from gpu_kernels import measure_attention, measure_between, measure_matrices
-from gpu_loads import LoadFailed, random_prompts, run_load
+from gpu_loads import random_prompts, run_load
 from gpu_machine import describe_gpu
 from gpu_model import RandomCheckpoint, config_of, random_model
 from gpu_peer import measure_peer
@@ -40,6 +42,7 @@ from mixtral_runtime.pytorch.model import MixtralModel
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = ("loads", "kernels", "steps", "attention", "peer")
+UNITS = ("ceilings", "attention", "int8", "fp8", "awq", "peer", "16bit")  # in the order of importance
 KV_SHARE = 0.8  # of the memory beside the weights
 WARM_UP_TOKENS = 16
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # whose experts are counted
@@ -55,19 +58,32 @@ class Benchmark:
         self._parts = parts
         self._rng = random.Random(0)
 
-    def run(self, precisions: tuple[str, ...]) -> None:
-        with self._record.part("ceilings"):
-            self._ceilings()
-        for precision in (one for one in precisions if one != "16bit"):
-            self._precision(precision)
-        if "attention" in self._parts:
-            self._attention()
-        if "peer" in self._parts:
-            with self._record.part("peer: plain PyTorch, int8, compiled"):
-                self._peer()
-            self._release()
-        if "16bit" in precisions:
-            self._precision("16bit")
+    def run(self, units: Sequence[str]) -> list[str]:
+        """units: of UNITS. Those that are left when the device no longer answers, because a kernel wrote where it must
+        not: only another process can go on."""
+        for i, unit in enumerate(units):
+            if unit == "ceilings":
+                with self._record.part("ceilings"):
+                    self._ceilings()
+            elif unit == "attention":
+                self._attention()
+            elif unit == "peer":
+                with self._record.part("peer: plain PyTorch, int8, compiled"):
+                    self._peer()
+                self._release()
+            else:
+                self._precision(unit)
+            if not self._answers():
+                return list(units[i + 1 :])
+        return []
+
+    def _answers(self) -> bool:
+        try:
+            synchronize(self._device)
+        except RuntimeError as error:
+            self._record.say(f"the device is lost to this process: {error}")
+            return False
+        return True
 
     def _ceilings(self) -> None:
         found: dict[str, float] = {}
@@ -111,7 +127,7 @@ class Benchmark:
         wanted = self._sizes.loads[precision]
         tokens = self._kv_tokens(model, wanted)
         fitting = [load for load in wanted if _kv_need(load) <= tokens]
-        longest = max(*(load.tokens for load in fitting), max(self._sizes.prefill) + 2)
+        longest = min(model.config.max_position_embeddings, tokens)  # as a served engine's
         limits = EngineLimits(
             max_batch_size=max(load.batch for load in fitting),
             max_input_len=longest - 1,
@@ -119,22 +135,22 @@ class Benchmark:
             max_num_tokens=self._sizes.max_num_tokens,
             max_queue_size=4096,
         )
-        engine = PyTorchEngine(model, limits, max(tokens, blocks_for(longest) * BLOCK_SIZE))
+        engine = PyTorchEngine(model, limits, tokens)
         try:
-            self._prefill(precision, engine, model)
+            with self._record.part(f"{precision}: prompts alone"):
+                self._prefill(precision, engine, model)
             for load in wanted:
                 name = f"{precision}: {load.input} in, {load.output} out, batch {load.batch}"
                 if load not in fitting:
                     self._record.leave_out(name, f"{_kv_need(load)} tokens of KV cache, {tokens} fit")
                     continue
-                guess = load.batch * load.input / PROMPT_TOKENS_PER_S + load.output * STEP_S
-                if (left := min(until - time.monotonic(), self._record.left_s)) < guess:
-                    self._record.leave_out(name, f"{left:.0f} s were left of this precision's time")
-                    continue
-                try:
+                with self._record.part(name):
+                    guess = load.batch * load.input / PROMPT_TOKENS_PER_S + load.output * STEP_S
+                    if (left := min(until - time.monotonic(), self._record.left_s)) < guess:
+                        raise OutOfTime(
+                            f"{left:.0f} s were left of this precision's time, this takes about {guess:.0f}"
+                        )
                     self._load(precision, engine, model, load, time.monotonic() + self._record.left_s)
-                except LoadFailed as error:
-                    self._record.leave_out(name, str(error))
         finally:
             engine.close()
 
@@ -210,7 +226,7 @@ class Benchmark:
 
     def _release(self) -> None:
         gc.collect()
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and self._answers():
             torch.cuda.empty_cache()
 
 
@@ -226,6 +242,8 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=400.0, help="All parts together end by then, about.")
     parser.add_argument("--results", type=Path, help="Folder of gpu.json; the card's own under benchmarks/results/.")
     parser.add_argument("--miniature", action="store_true", help="A tiny model on the CPU; no file without --results.")
+    parser.add_argument("--go-on", type=Path, help=argparse.SUPPRESS)  # the file of a process that lost the device
+    parser.add_argument("--units", nargs="+", choices=UNITS, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="The result file's content on stdout, too.")
     return parser.parse_args(arguments)
 
@@ -239,8 +257,17 @@ def main(arguments: list[str] | None = None) -> int:
     machine = describe_gpu(device)
     folder = asked.results or (None if asked.miniature else RESULTS / slug(str(machine["processor"])))
     head = {"machine": machine, "settings": {"miniature": asked.miniature, "seconds": asked.seconds}}
-    record = Record(None if folder is None else folder / "gpu.json", head, asked.seconds)
-    Benchmark(record, device, sizes(miniature=asked.miniature), tuple(asked.part)).run(tuple(asked.precision))
+    units = [unit for unit in UNITS if unit in asked.precision or unit in (*asked.part, "ceilings")]
+    if asked.go_on:
+        head = json.loads(asked.go_on.read_text(encoding="utf-8"))
+        units = asked.units
+    path = None if folder is None else folder / "gpu.json"
+    record = Record(path, head, asked.seconds)
+    left = Benchmark(record, device, sizes(miniature=asked.miniature), tuple(asked.part)).run(units)
+    if left and path is not None:
+        rest = ["--go-on", str(path), "--units", *left, "--part", *asked.part, "--results", str(folder)]
+        rest += [flag for flag in ("--miniature", "--json") if getattr(asked, flag[2:])]
+        os.execv(sys.executable, [sys.executable, __file__, *rest, "--seconds", f"{max(1.0, record.left_s):.0f}"])
     record.data["bars"] = [asdict(bar) for bar in bars(record.data)]
     record.finish()
     _draw(folder, record)

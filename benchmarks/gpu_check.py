@@ -8,8 +8,10 @@ leaves unwritten is full of NaN meanwhile, which never passes. Exit code 0 when 
 import argparse
 import gc
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,9 @@ from gpu_sizes import PRECISIONS
 
 from mixtral_runtime.kernels.availability import gpu_kernels
 
-PARTS = ("model", "attention", "between", "sampling", "matrices")
+PARTS = ("model", "matrices", "attention", "between", "sampling")
+JOBS = 4
+GRACE_S = 30.0  # for a check that was begun in time
 INTERPRETER_SLACK = 3.0  # Triton's interpreter cuts bfloat16 off where a GPU rounds, so that errors add up
 TOKENS = (1, 2, 7, 8, 16, 17, 33, 64, 128, 333, 1024)
 SPANS = (
@@ -41,46 +45,72 @@ PROMPTS, FEW_PROMPTS = (3, 40, 97, 200), (3, 24, 40)
 OUTPUTS, FEW_OUTPUTS = 24, 4
 
 
-class Checks:
-    def __init__(self, record: Record, device: torch.device, miniature: bool) -> None:
-        self._record = record
-        self._device = device
-        self._miniature = miniature
-        self._slack = INTERPRETER_SLACK if gpu_kernels() == "interpret" else 1.0
+Checks = Callable[[], Iterable[Check]]
 
-    def run(self, parts: Iterable[str]) -> None:
-        if "model" in parts:
-            prompts = (FEW_PROMPTS, FEW_OUTPUTS) if self._miniature else (PROMPTS, OUTPUTS)
-            small = MINIATURE if self._miniature else CHECKED
-            for precision, kv_cache in VARIANTS:
-                checks = partial(check_model, small, precision, kv_cache, self._device, *prompts)
-                self._part(f"model: {precision}, {kv_cache} KV", checks)
-        shape = MINIATURE if self._miniature else MIXTRAL_8X7B
-        tokens, spans = (FEW_TOKENS, FEW_SPANS) if self._miniature else (TOKENS, SPANS)
-        if "attention" in parts:
-            for kv_cache in ("16bit", "fp8"):
-                checks = partial(check_attention, shape, kv_cache, self._device, spans)
-                self._part(f"attention: {kv_cache} KV", checks)
-        if "between" in parts:
-            self._part("norms and router", partial(check_between, shape, self._device, tokens))
-        if "sampling" in parts:
-            rows = FEW_ROWS if self._miniature else ROWS
-            self._part("sampling", partial(check_sampler, shape, self._device, rows))
-        if "matrices" in parts:
-            for precision in PRECISIONS:
-                self._part(f"matrices: {precision}", partial(check_matrices, shape, precision, self._device, tokens))
 
-    def _part(self, name: str, checks: Callable[[], Iterable[Check]]) -> None:
-        with self._record.part(name):
-            self._record.need(5)
-            for found in checks():
-                check = replace(found, limit=found.limit * self._slack)
-                self._record.add("checks", {**asdict(check), "passed": check.passed})
-                if not check.passed:
-                    self._record.say(f"FAIL {check.name}: {check.measured:.3g}, at most {check.limit:g}")
+def all_checks(device: torch.device, *, miniature: bool) -> dict[str, dict[str, Checks]]:
+    """By part, then by name, the most important first."""
+    shape, small = (MINIATURE, MINIATURE) if miniature else (MIXTRAL_8X7B, CHECKED)
+    tokens, spans = (FEW_TOKENS, FEW_SPANS) if miniature else (TOKENS, SPANS)
+    prompts = (FEW_PROMPTS, FEW_OUTPUTS) if miniature else (PROMPTS, OUTPUTS)
+    rows = FEW_ROWS if miniature else ROWS
+    return {
+        "model": {
+            f"model: {precision}, {kv_cache} KV": partial(check_model, small, precision, kv_cache, device, *prompts)
+            for precision, kv_cache in VARIANTS
+        },
+        "matrices": {
+            f"matrices: {precision}": partial(check_matrices, shape, precision, device, tokens)
+            for precision in PRECISIONS
+        },
+        "attention": {
+            f"attention: {kv_cache} KV": partial(check_attention, shape, kv_cache, device, spans)
+            for kv_cache in ("16bit", "fp8")
+        },
+        "between": {"norms and router": partial(check_between, shape, device, tokens)},
+        "sampling": {"sampling": partial(check_sampler, shape, device, rows)},
+    }
+
+
+def run_here(record: Record, checks: Mapping[str, Checks]) -> None:
+    """One after another. Limits are wider in Triton's interpreter."""
+    slack = INTERPRETER_SLACK if gpu_kernels() == "interpret" else 1.0
+    for name, check in checks.items():
+        with record.part(name):
+            record.need(5)
+            for found in check():
+                one = replace(found, limit=found.limit * slack)
+                record.add("checks", {**asdict(one), "passed": one.passed})
+                if not one.passed:
+                    record.say(f"FAIL {one.name}: {one.measured:.3g}, at most {one.limit:g}")
         gc.collect()
-        if self._device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def run_in_processes(record: Record, names: Iterable[str], jobs: int, options: list[str]) -> None:
+    """Each in a process of its own, `jobs` at once: kernels are compiled side by side, and one that writes where it
+    must not takes no other along. options: of every process."""
+
+    def run(name: str) -> tuple[str, subprocess.CompletedProcess[str]]:
+        seconds = str(max(1.0, record.left_s))
+        command = [sys.executable, __file__, "--only", name, "--json", "--seconds", seconds, *options]
+        try:
+            return name, subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=record.left_s + GRACE_S)
+        except subprocess.TimeoutExpired:
+            return name, subprocess.CompletedProcess(command, returncode=-1, stdout="")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(run, name) for name in names]):
+            name, done = future.result()
+            try:
+                found = json.loads(done.stdout)
+            except ValueError:
+                error = f"the process ended with {done.returncode}"
+                found = {"parts": [{"name": name, "seconds": None, "error": error}]}
+            for kind in ("checks", "parts", "left_out"):
+                record.data.setdefault(kind, []).extend(found.get(kind, []))
+            record.save()
 
 
 def table(record: Record) -> str:
@@ -112,6 +142,8 @@ def poison_empty_memory() -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="Of these parts only the checks of these names.")
+    parser.add_argument("--jobs", type=int, help="Checks at once, each in a process; 0: here. 4 on a GPU, else 0.")
     parser.add_argument("--seconds", type=float, default=150.0, help="What is not begun by then is left out.")
     parser.add_argument("--results", type=Path, help="Folder for gpu-check.json.")
     parser.add_argument("--miniature", action="store_true", help="Tiny shapes on the CPU.")
@@ -124,7 +156,15 @@ def main(arguments: list[str] | None = None) -> int:
     path = asked.results / "gpu-check.json" if asked.results else None
     head = {"machine": describe_gpu(device), "settings": {"miniature": asked.miniature}}
     record = Record(path, head, asked.seconds)
-    Checks(record, device, asked.miniature).run(asked.part)
+    by_part = all_checks(device, miniature=asked.miniature)
+    checks = {name: check for part in PARTS if part in asked.part for name, check in by_part[part].items()}
+    if asked.only:
+        checks = {name: checks[name] for name in asked.only}
+    jobs = asked.jobs if asked.jobs is not None else (0 if asked.miniature or asked.only else JOBS)
+    if jobs:
+        run_in_processes(record, checks, jobs, ["--miniature"] if asked.miniature else [])
+    else:
+        run_here(record, checks)
     record.finish()
     print(json.dumps(record.data) if asked.json else table(record))
     return 0 if succeeded(record) else 1

@@ -5,6 +5,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from gpu_record import OutOfTime
+
 from mixtral_runtime.engine import Engine, Request
 
 PATIENCE_S = 60.0  # no step of a sound engine is longer, compiling included
@@ -35,8 +37,8 @@ def random_prompts(count: int, length: int, vocabulary: int, rng: random.Random)
 
 
 def run_load(engine: Engine, prompts: list[list[int]], output_tokens: int, deadline: float) -> LoadFigures:
-    """deadline: on the monotonic clock, after which the requests are cancelled. Raises LoadFailed then, and where the
-    engine fails a request or falls silent."""
+    """deadline: on the monotonic clock, after which the requests are cancelled. Raises OutOfTime then, LoadFailed where
+    the engine fails a request or falls silent."""
     begun = time.perf_counter()
     live = {engine.submit(Request(prompt, output_tokens)) for prompt in prompts}
     first: dict[int, float] = {}
@@ -60,7 +62,7 @@ def run_load(engine: Engine, prompts: list[list[int]], output_tokens: int, deadl
                     live.discard(output.id)
             arrivals.append((now, total))
             if time.monotonic() > deadline:
-                raise LoadFailed("the time was up")
+                raise OutOfTime(f"the time was up after {total} of {len(prompts) * output_tokens} tokens")
     finally:
         _cancel(engine, live)
     if total != len(prompts) * output_tokens:

@@ -14,12 +14,16 @@ class Record:
     """A JSON object that grows. Parts run within a time budget; what fails is written down, and the rest goes on."""
 
     def __init__(self, path: Path | None, head: Mapping[str, Any], budget_s: float) -> None:
-        """path: None keeps it in memory. budget_s: counted from now."""
-        self.data: dict[str, Any] = {**head, "complete": False, "parts": []}
+        """path: None keeps it in memory. head: what it begins with. budget_s: counted from now."""
+        self.data: dict[str, Any] = {"complete": False, "parts": [], **head}
         self._path = path
         self._begun = time.monotonic()
         self._budget_s = budget_s
         self.save()
+
+    @property
+    def path(self) -> Path | None:
+        return self._path
 
     @property
     def left_s(self) -> float:

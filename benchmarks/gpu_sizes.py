@@ -49,13 +49,13 @@ def _loads(input_tokens: int, output_tokens: int, *batches: int) -> tuple[Load, 
 
 
 _LATENCY = _loads(512, 128, 1, 8, 32, 128)
-_OTHERS = (*_loads(1000, 50, 1, 32, 128), *_loads(128, 128, 1, 8, 32))
+_OTHERS = (*_loads(1000, 50, 1, 32), *_loads(128, 128, 1, 8, 32), *_loads(1000, 50, 8, 128))
 FULL = Sizes(
     shape=MIXTRAL_8X7B,
     loads={
-        "int8": (*_LATENCY, *_loads(128, 128, 128, 512, 256, 1024), *_OTHERS),
+        "int8": (*_LATENCY, *_loads(128, 128, 512, 128), *_OTHERS, *_loads(128, 128, 256, 1024)),
         "fp8": (*_LATENCY, *_loads(128, 128, 512, 1024, 256, 128), *_OTHERS),
-        "awq": (*_LATENCY, *_loads(128, 128, 128, 512), *_OTHERS),
+        "awq": (*_LATENCY, *_loads(128, 128, 512, 128), *_OTHERS),
         "16bit": (*_loads(512, 128, 1, 8, 32), *_loads(128, 128, 128)),
     },
     rounds=3,
@@ -71,10 +71,10 @@ FULL = Sizes(
     ),
     peer=(576, 640),
     max_num_tokens=8192,
-    for_s=0.15,
+    for_s=0.1,
     copy_bytes=8 << 30,
     matrix=8192,
-    budgets_s={"int8": 110, "fp8": 110, "awq": 65, "attention": 35, "peer": 75, "16bit": 45},
+    budgets_s={"int8": 75, "fp8": 85, "awq": 50, "attention": 18, "peer": 45, "16bit": 35},
 )
 SMALL = Sizes(
     shape=MINIATURE,

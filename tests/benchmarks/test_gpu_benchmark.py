@@ -13,10 +13,12 @@ import torch
 from gpu_loads import LoadFailed, random_prompts, run_load
 from gpu_model import MINIATURE, RandomCheckpoint, config_of, random_model
 from gpu_peer import Peer, layer_step, load_layer
+from gpu_record import OutOfTime
 from gpu_sizes import FULL, PRECISIONS, SMALL, Load
 
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.pytorch.engine import PyTorchEngine
+from mixtral_runtime.pytorch.model import MixtralModel
 
 CPU = torch.device("cpu")
 
@@ -96,6 +98,27 @@ def test_out_of_time_is_no_failure_and_says_what_was_left_out(capsys: pytest.Cap
     assert "int8: weights: left out" in gpu_tables.chapter(report)
 
 
+def test_when_a_kernel_spoils_the_device_another_process_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Replaced(Exception):
+        """The process, by another program."""
+
+    def replace_process(program: str, arguments: list[str]) -> None:
+        raise Replaced(arguments[2:])
+
+    monkeypatch.setattr("os.execv", replace_process)
+    monkeypatch.setattr(gpu.Benchmark, "_answers", lambda self: False)
+    with pytest.raises(Replaced) as replaced:
+        gpu.main(["--miniature", "--precision", "int8", "--part", "attention", "steps", "--results", str(tmp_path)])
+    assert "complete" in (tmp_path / "gpu.json").read_text()
+    monkeypatch.setattr(gpu.Benchmark, "_answers", lambda self: True)
+    assert gpu.main(replaced.value.args[0]) == 0
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["complete"]
+    assert {"ceilings", "attention", "steps"} <= set(report)  # the first of another process than the rest
+
+
 def test_the_real_sizes_are_the_published_model_s_and_cover_the_batches() -> None:
     assert (FULL.shape.hidden_size, FULL.shape.intermediate_size, FULL.shape.num_hidden_layers) == (4096, 14336, 32)
     for precision in ("int8", "fp8", "awq"):
@@ -125,9 +148,18 @@ def test_a_load_counts_every_token(engine: PyTorchEngine) -> None:
 
 def test_a_load_that_is_late_is_cancelled_and_the_engine_goes_on(engine: PyTorchEngine) -> None:
     prompts = random_prompts(2, 10, 320, random.Random(2))
-    with pytest.raises(LoadFailed, match="the time was up"):
+    with pytest.raises(OutOfTime, match="the time was up after"):
         run_load(engine, prompts, 100, time.monotonic())
     assert engine.stats().active == engine.stats().queued == 0
+    assert run_load(engine, prompts, 2, time.monotonic() + 60).seconds > 0
+
+
+def test_a_request_that_the_engine_fails_is_a_failure(engine: PyTorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(1, 10, 320, random.Random(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(MixtralModel, "forward", lambda *_: 1 / 0)
+        with pytest.raises(LoadFailed, match="the engine failed a request: the engine failed to compute this request"):
+            run_load(engine, prompts, 5, time.monotonic() + 60)
     assert run_load(engine, prompts, 2, time.monotonic() + 60).seconds > 0
 
 

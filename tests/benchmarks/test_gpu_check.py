@@ -84,12 +84,29 @@ def test_random_weights_are_the_same_for_a_seed_and_look_like_a_model() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton (the language) is not installed")
 def test_the_gpu_kernels_pass_in_triton_s_interpreter() -> None:
-    """In a process of their own, because the variable is read when Triton is imported. The whole model takes minutes that
-    way: `MIXTRAL_GPU_KERNELS=interpret python benchmarks/gpu_check.py --miniature --seconds 900`."""
+    """In a process of their own, because the variable is read when Triton is imported. With all parts it takes minutes:
+    `MIXTRAL_GPU_KERNELS=interpret python benchmarks/gpu_check.py --miniature --seconds 900`."""
     environment = os.environ | {"MIXTRAL_GPU_KERNELS": "interpret", "PYTHONPATH": f"{ROOT}/benchmarks:{ROOT}/runtime"}
     command = [sys.executable, "benchmarks/gpu_check.py", "--miniature", "--part", "attention", "between", "sampling"]
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_checks_can_run_in_processes_of_their_own_so_that_one_that_dies_takes_no_other_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["--part", "between", "sampling"]
+    assert gpu_check.main(["--miniature", *parts, "--jobs", "2", "--results", str(tmp_path)]) == 0
+    assert "5 of 5 checks passed" in capsys.readouterr().out
+    found = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert {part["name"] for part in found["parts"]} == {"norms and router", "sampling"}
+
+
+def test_a_process_that_dies_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "no such folder"))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert gpu_check.main(["--miniature", "--part", "sampling", "--jobs", "2"]) == 1
+    assert "FAIL  sampling: the process ended with 1" in capsys.readouterr().out
 
 
 def test_checks_without_time_are_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
