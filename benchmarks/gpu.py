@@ -65,6 +65,7 @@ class Benchmark:
             if unit == "ceilings":
                 with self._record.part("ceilings"):
                     self._ceilings()
+                self._release()
             elif unit == "attention":
                 self._attention()
             elif unit == "peer":
@@ -222,6 +223,8 @@ class Benchmark:
         return min(room, max(map(_kv_need, loads)))
 
     def _free_memory(self) -> int:
+        """Bytes that nothing holds, PyTorch's own reserve included."""
+        self._release()
         return int(torch.cuda.mem_get_info(self._device)[0]) if self._device.type == "cuda" else 1 << 28
 
     def _release(self) -> None:

@@ -25,7 +25,7 @@ FEW_TOKENS = 64  # up to which a call is so short that all layers take turns
 LAYERS_FOR_MANY = 4
 EXPERT_LAYERS = 8
 ROTATED_BYTES = 2 << 30  # of KV cache, in as many layers as that takes: far more than any cache of a chip
-MAX_KV_LAYERS = 32
+MAX_KV_LAYERS = 128
 
 
 @dataclass(frozen=True, slots=True)
