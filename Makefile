@@ -18,6 +18,10 @@ PEERS_FLAGS ?=
 SOAK_FLAGS ?=
 FUZZ_SECONDS ?= 600
 BENCH_FLAGS ?=
+GPU_FLAGS ?=
+GPU_CHECK_FLAGS ?=
+GPU_CHECK_SECONDS ?= 140
+GPU_SECONDS ?= 380
 
 # Inside NVIDIA's image its own environment is used: TensorRT-LLM sits there, and Triton's stub follows PATH.
 IN_IMAGE := $(wildcard /opt/tritonserver)
@@ -40,7 +44,7 @@ CHECK_FLAGS ?=
 REPORT ?= engines/container-check.json
 
 .PHONY: help demo engine serve stream test test-external soak fuzz lint format docs bench bench-streaming bench-decode bench-build \
-	bench-text bench-generator bench-gateway bench-quality bench-presets bench-peers bench-engine bench-faults bench-aiperf \
+	bench-text bench-generator bench-gateway bench-quality bench-presets bench-peers bench-engine bench-faults bench-aiperf gpu-check \
 	clean \
 	image image-cpu container-engine container-serve check-container
 
@@ -175,6 +179,17 @@ bench-peers: $(READY)  ## Measure our server beside transformers, llama.cpp (bui
 	@$(LLAMA_CPP)
 	@PYTHONPATH=benchmarks $(BIN)python3 -m peers.run $(PEERS_FLAGS)
 	@$(BIN)python3 benchmarks/performance_page.py
+
+# Where the machine's own python3 has PyTorch with CUDA, it is used as it is and nothing is installed. The programs need
+# no other package than those that come with it. The check's failure does not keep the benchmark from running.
+gpu-check:  ## On a CUDA machine: are the kernels right, and how fast (GPU_FLAGS="--precision int8 --part kernels")? Nine minutes.
+	@if python3 -c 'import sys, torch, triton, numpy, psutil, safetensors; sys.exit(not torch.cuda.is_available())' 2>/dev/null; \
+	then python=python3; else $(MAKE) "$(READY)"; python=$(BIN)python3; fi; \
+	export PYTHONPATH=runtime:client:benchmarks; result=0; \
+	$$python benchmarks/gpu_check.py --seconds $(GPU_CHECK_SECONDS) $(GPU_CHECK_FLAGS) || result=$$?; \
+	$$python benchmarks/gpu.py --seconds $(GPU_SECONDS) $(GPU_FLAGS) || result=$$?; \
+	$$python benchmarks/performance_page.py 2>/dev/null || echo "docs/performance.md is written by: make docs" >&2; \
+	exit $$result
 
 clean:  ## Remove environment, engines, checkpoints and caches. Sources, `build/` among them, stay.
 	rm -rf .venv .tools engines checkpoints .mypy_cache .ruff_cache .pytest_cache .hypothesis

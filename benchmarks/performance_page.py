@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import engine_tables
+import gpu_tables
 import performance_tables as tables
 import streaming_tables
 from gateway_table import gateway
@@ -31,14 +32,15 @@ bench` measures again; every section names the command for it alone.
 Read the ratios. Both sides of a ratio were measured in one run, in alternation; absolute figures belong to the machine,
 and on another day they differ by more than most ratios do. Figures are medians of the rounds, with their range behind
 them in brackets, and every ratio is of the same round. The model, where no other is named, is the demo model, so small
-that what surrounds the arithmetic decides: nothing here says how fast Mixtral-8x7B is on a GPU.
+that what surrounds the arithmetic decides: only the chapter on NVIDIA GPUs says how fast Mixtral-8x7B is.
 [benchmarking.md](benchmarking.md) measures a server of yours and defines TTFT and TPOT; [quality.md](quality.md) has
 what each precision does to quality.
 """
 GPU = """\
 ## NVIDIA GPUs
 
-Not measured yet.
+The PyTorch engine on random weights of Mixtral-8x7B's shape, made on the card in their final format; `make gpu-check`
+measures it ([gpu.md](gpu.md)). Bytes of a step: the weights that its tokens need, lm_head, and their keys and values.
 """
 
 
@@ -118,20 +120,33 @@ SECTIONS = (
         tables.load_generator,
     ),
 )
+GPU_FILE = "gpu.json"
 PRESETS_COMMAND = "make bench-presets"
 
 
 def render(results: Path = RESULTS) -> str:
     """The whole page, a chapter for each kind of machine."""
     chapters = [INTRODUCTION]
-    on_gpu = False  # whether any result's machine has a `gpu`
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         reports = {s.file: json.loads((folder / s.file).read_text()) for s in SECTIONS if (folder / s.file).is_file()}
-        if not reports and not (folder / "presets").is_dir():
-            continue
-        chapters.append(_chapter(folder, reports))
-        on_gpu |= any(machine_of(report).get("gpu") for report in reports.values())
-    return "\n".join(chapters if on_gpu else [*chapters, GPU])
+        if reports or (folder / "presets").is_dir():
+            chapters.append(_chapter(folder, reports))
+    return "\n".join([*chapters, _gpus(results)])
+
+
+def _gpus(results: Path) -> str:
+    """A section for each card that was measured, or the marks with nothing beside them."""
+    parts = [GPU]
+    for path in sorted(results.glob(f"*/{GPU_FILE}")):
+        report = json.loads(path.read_text())
+        links = [_link("result", path)]
+        if (picture := path.with_suffix(".png")).is_file():
+            links.append(_link("picture", picture))
+        text = gpu_tables.chapter(report)
+        parts.append(f"### {machine_of(report)['processor']}\n\n{text}\n`make gpu-check`, {', '.join(links)}.\n")
+    if len(parts) == 1:
+        parts.append(gpu_tables.blank_chapter())
+    return "\n".join(parts)
 
 
 def _chapter(folder: Path, reports: Mapping[str, Any]) -> str:

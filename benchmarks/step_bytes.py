@@ -17,14 +17,16 @@ def experts_met(experts: int, top_k: int, tokens: int) -> float:
     return experts * (1 - (1 - top_k / experts) ** tokens)
 
 
-def step_bytes(config: CheckpointConfig, precision: str, tokens: int) -> float:
+def step_bytes(config: CheckpointConfig, precision: str, tokens: int, met: float | None = None) -> float:
     """config: of the model in 16 bit. precision: of `--precision`, or Q8_0. tokens: of the step, all sequences
     together. Every weight that is needed counts once; the embedding, of which a step reads some rows, does not, nor do
-    keys and values."""
+    keys and values. met: experts of a layer that the tokens need together, None for what `experts_met` says."""
     if precision != Q8_0:
         config = with_precision(config, precision)
     weight_format = checkpoint_format(config)
-    share = experts_met(config.moe.num_experts, config.moe.top_k, tokens) / config.moe.num_experts
+    if met is None:
+        met = experts_met(config.moe.num_experts, config.moe.top_k, tokens)
+    share = met / config.moe.num_experts
     total = 0.0
     for weight in weights(config):
         if weight.name == "transformer.vocab_embedding.weight":

@@ -16,7 +16,7 @@ from mixtral_build.runtime_choice import Choice
 from mixtral_build.staging import Notify, Staging, fsync_path, staged
 from mixtral_build.version import project_version
 from mixtral_runtime.checkpoint import CONFIG_NAME, TOKENIZER_NAME, WEIGHTS_NAME, Checkpoint
-from mixtral_runtime.devices import Device, check_fp8
+from mixtral_runtime.devices import Device
 from mixtral_runtime.engine import EngineLimits
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.kernels import cpu_path
@@ -48,8 +48,6 @@ def build_pytorch_engine(
     checkpoint = open_checkpoint(checkpoint_dir)
     if (ranks := checkpoint.config.mapping.world_size) > 1:
         raise InvalidArgument(f"{checkpoint_dir} is split for {ranks} GPUs, the PyTorch runtime uses one")
-    if checkpoint.config.quantization.quant_algo == "FP8" or checkpoint.config.kv_cache_dtype == "fp8":
-        check_fp8(device)
     planned = plan_limits(checkpoint.config, device, limits, preset)
     check_kv_cache_tokens(kv_cache_tokens, planned)
     manifest = Manifest(

@@ -15,7 +15,7 @@ from mixtral_build.trtllm_command import warnings
 from mixtral_build.trtllm_engine import build_trtllm_engine, plan_trtllm_build
 from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.config import LAYOUTS
-from mixtral_runtime.devices import DEVICE_NAMES, find_device
+from mixtral_runtime.devices import DEVICE_NAMES, find_device, fp8_conversion
 from mixtral_runtime.errors import InvalidArgument
 
 GPU = click.option("--gpu", type=click.Choice(DEVICE_NAMES), default="auto", help="What it will run on.")
@@ -88,6 +88,8 @@ def engine(
     if chosen_runtime.value == "pytorch":
         if dry_run:
             raise InvalidArgument("--dry-run prints the TensorRT-LLM command, the runtime is pytorch")
+        if config.uses_fp8 and (remark := fp8_conversion(device)):
+            notify(f"warning: {remark}")
         manifest = build_pytorch_engine(
             checkpoint_dir,
             engine_dir,

@@ -13,7 +13,7 @@ from mixtral_build.machine_speed import MachineSpeed, measure_speed
 from mixtral_build.trtllm_command import check_combination
 from mixtral_runtime.checkpoint import CONFIG_NAME, read_config
 from mixtral_runtime.config import CheckpointConfig
-from mixtral_runtime.devices import GB, Device, check_fp8
+from mixtral_runtime.devices import GB, Device, fp8_conversion
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.plan import (
     MemoryPlan,
@@ -36,7 +36,7 @@ KIB = 2**10
 class Plan:
     """memory: at `max_num_tokens` a step and `max_batch_size` sequences. misfit: what does not fit and the nearest
     thing that does, None when all fits. paged: what it costs that a CPU reads weights from the disk, None when it need
-    not."""
+    not. converted: what it means that a card without FP8 arithmetic runs FP8, None where it has it or need not."""
 
     config: CheckpointConfig
     device: Device
@@ -48,6 +48,7 @@ class Plan:
     steps: list[Step]
     misfit: str | None
     paged: str | None
+    converted: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Bytes and seconds throughout."""
@@ -71,6 +72,7 @@ class Plan:
             "fits": self.misfit is None,
             "misfit": self.misfit,
             "paged": self.paged,
+            "converted": self.converted,
         }
 
 
@@ -100,11 +102,9 @@ def make_plan(
     calibration_tokens: None for those of the text that ships with this. work_dir: where checkpoints will be written;
     its disk is measured.
 
-    Raises CheckpointError for what is not a Mixtral, InvalidArgument for a precision that the device does not have.
+    Raises CheckpointError for what is not a Mixtral, InvalidArgument for a context that the model does not have.
     """
     config = with_precision(read_model_config(model), precision, kv_cache)
-    if config.quantization.quant_algo == "FP8" or config.kv_cache_dtype == "fp8":
-        check_fp8(device)
     if context is not None and context > config.max_position_embeddings:
         raise InvalidArgument(f"the context is {context}, the model's limit is {config.max_position_embeddings}")
     preset = PRESETS["throughput"]
@@ -121,7 +121,8 @@ def make_plan(
     )
     problem = misfit(config, device, memory) or _too_long(memory, device, context, batch)
     slow = paged(config, device, memory, speed.read)
-    return Plan(config, device, size, memory, max_num_tokens, max_batch_size, speed, steps, problem, slow)
+    converted = fp8_conversion(device) if config.uses_fp8 else None
+    return Plan(config, device, size, memory, max_num_tokens, max_batch_size, speed, steps, problem, slow, converted)
 
 
 def plan_table(plan: Plan) -> Iterator[str]:
@@ -139,8 +140,9 @@ def plan_table(plan: Plan) -> Iterator[str]:
     rows += [("", f"{memory.largest_batch(n)} sequences", f"of {n} tokens at once") for n in CONTEXTS if n <= longest]
     rows += [("", f"{min(longest, memory.largest_context(n))} tokens", f"each, {n} at once") for n in BATCHES]
     decode, prefill = decode_floor_s(size, device), prefill_floor_s(config, size, device, PROMPT_TOKENS)
-    if decode is not None and prefill is not None:
+    if decode is not None:
         rows.append(("decode", f"{decode * 1e3:.1f} ms a token", f"at least, {1 / decode:.0f} tokens/s at batch 1"))
+    if prefill is not None:
         rows.append(
             ("prefill", f"{max(prefill) * 1e3:.0f} ms", f"at least, {PROMPT_TOKENS} tokens in 16-bit arithmetic")
         )

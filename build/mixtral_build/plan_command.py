@@ -69,7 +69,8 @@ def plan(
         report(found.to_json(), as_json)
     else:
         click.echo("\n".join(plan_table(found)))
-    if found.paged is not None:
-        click.echo(f"warning: {found.paged}", err=True)
+    for remark in (found.paged, found.converted):
+        if remark is not None:
+            click.echo(f"warning: {remark}", err=True)
     if found.misfit is not None:
         raise InvalidArgument(found.misfit)

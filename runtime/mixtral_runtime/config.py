@@ -93,6 +93,11 @@ class CheckpointConfig:
         return self.dtype if self.quantization.kv_cache_quant_algo is None else "fp8"
 
     @property
+    def uses_fp8(self) -> bool:
+        """In the weights or in the KV cache."""
+        return "FP8" in (self.quantization.quant_algo, self.quantization.kv_cache_quant_algo)
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding and of lm_head in the checkpoint; TensorRT-LLM knows this number only."""
         if self.quantization.quant_algo != "W4A16_AWQ":

@@ -1,6 +1,7 @@
 """What an engine can run on, by the names that the commands take: memory, bandwidth and arithmetic."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
@@ -39,6 +40,8 @@ CARDS = {
     "h100": Device("h100", "sm90", 80 * GB, bandwidth=3.35e12, flops=989e12),
     "h200": Device("h200", "sm90", 141 * GB, bandwidth=4.25e12, flops=989e12),
 }
+# The driver's names of just these; others that are called alike (of 40 GB, PCIe, NVL, GH200) have another memory.
+DRIVER_NAMES = {"NVIDIA A100-SXM4-80GB": "a100", "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200"}
 DEVICE_NAMES = ("auto", "cpu", *CARDS)
 
 
@@ -60,12 +63,24 @@ def supports_fp8(device: Device) -> bool:
 
 
 def check_fp8(device: Device) -> None:
-    """Raises InvalidArgument where FP8 weights or an FP8 KV cache cannot be used."""
+    """Raises InvalidArgument where TensorRT-LLM cannot use FP8 weights or an FP8 KV cache. The PyTorch runtime uses
+    both on every GPU: see `fp8_conversion`."""
     if not supports_fp8(device):
         raise InvalidArgument(
             f"{device.name} is {device.architecture.upper()}, FP8 needs SM{FP8_ARCHITECTURE} or later (h100, h200); "
-            f"on this GPU use --precision int8"
+            f"on this GPU use --precision int8, or --runtime pytorch, whose kernels convert"
         )
+
+
+def fp8_conversion(device: Device) -> str | None:
+    """What the user should know of FP8 weights or an FP8 KV cache in the PyTorch runtime on a card without FP8
+    arithmetic; None where there is nothing to say."""
+    if supports_fp8(device):
+        return None
+    return (
+        f"{device.name} is {device.architecture.upper()} and has no FP8 arithmetic: the kernels of the PyTorch runtime "
+        f"convert FP8 values to 16 bits, which saves memory but multiplies no faster; --precision int8 needs as little"
+    )
 
 
 def available_memory() -> int:
@@ -78,10 +93,17 @@ def _this_cpu() -> Device:
 
 
 def _present_gpu() -> Device:
+    """The memory is the card's own, whatever is sold under its name."""
     properties = torch.cuda.get_device_properties()
     architecture = f"sm{properties.major}{properties.minor}"
-    known = next((card for card in CARDS.values() if card.name.upper() in properties.name.upper()), None)
-    memory = int(properties.total_memory)
-    if known is not None:
-        return replace(known, memory=memory)
-    return Device(properties.name, architecture, memory)
+    name, memory = str(properties.name), int(properties.total_memory)
+    if name in DRIVER_NAMES:
+        return replace(CARDS[DRIVER_NAMES[name]], memory=memory)
+    return Device(name, architecture, memory, bandwidth=_paper_bandwidth(properties))
+
+
+def _paper_bandwidth(properties: Any) -> float | None:
+    """From the memory's clock and width, which only some versions of PyTorch tell: two transfers in a cycle."""
+    kilohertz = getattr(properties, "memory_clock_rate", 0)
+    bits = getattr(properties, "memory_bus_width", 0)
+    return 2e3 * kilohertz * bits / 8 if kilohertz and bits else None

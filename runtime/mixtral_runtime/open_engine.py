@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mixtral_runtime.devices import Device, fp8_conversion
 from mixtral_runtime.engine import Engine
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
 from mixtral_runtime.injection import import_injected
@@ -70,7 +71,10 @@ def _open(
         known = ", ".join(str(name) for name in ACTIVATION_DTYPES if name)
         raise InvalidArgument(f"activation_dtype is {activation_dtype}, it must be one of {known}")
     dtype = ACTIVATION_DTYPES[activation_dtype]
-    return PyTorchEngine.open(engine_dir, manifest, _device(device, manifest.gpu), dtype, pytorch)
+    where = _device(device, manifest.gpu)
+    if "fp8" in (manifest.precision, manifest.kv_cache_dtype) and (remark := fp8_conversion(_described(where))):
+        logger.warning("%s", remark)
+    return PyTorchEngine.open(engine_dir, manifest, where, dtype, pytorch)
 
 
 def _device(device: str, built_for: str) -> torch.device:
@@ -80,7 +84,17 @@ def _device(device: str, built_for: str) -> torch.device:
     if device != "cpu":
         if not torch.cuda.is_available():
             raise CheckpointError(f"the device is {device}, this machine has no CUDA GPU; {REBUILD}")
-        found = "sm{}{}".format(*torch.cuda.get_device_capability(device))
+        found = _architecture(torch.device(device))
     if built_for not in ("cpu", found):
         raise CheckpointError(f"the engine was built for {built_for}, the device is {found}; {REBUILD}")
     return torch.device(device)
+
+
+def _described(device: torch.device) -> Device:
+    if device.type == "cpu":
+        return Device("cpu", "cpu", memory=0)
+    return Device(torch.cuda.get_device_name(device), _architecture(device), memory=0)
+
+
+def _architecture(device: torch.device) -> str:
+    return "sm{}{}".format(*torch.cuda.get_device_capability(device))

@@ -157,9 +157,8 @@ def test_what_is_missing_names_the_command_that_measures_it(tmp_path: Path) -> N
     assert all(f"#### `{name}`\n\nNot measured here yet." in page for name in PRESETS)
 
 
-def test_each_kind_of_machine_has_a_chapter_and_a_gpu_that_was_measured_replaces_the_empty_one(tmp_path: Path) -> None:
-    alone = page_of(tmp_path, "peers.json", peers_report())
-    assert alone.endswith("## NVIDIA GPUs\n\nNot measured yet.\n")
+def test_each_kind_of_machine_has_a_chapter(tmp_path: Path) -> None:
+    page_of(tmp_path, "peers.json", peers_report())
     report = peers_report()
     report["machine"] = MACHINE | {"processor": "NVIDIA H100", "gpu": "NVIDIA H100"}
     (tmp_path / "there").mkdir()
@@ -167,7 +166,26 @@ def test_each_kind_of_machine_has_a_chapter_and_a_gpu_that_was_measured_replaces
     both = render(tmp_path)
     assert "## Some Processor, 2 cores\n" in both
     assert "## NVIDIA H100, 2 cores\n" in both
-    assert "## NVIDIA GPUs" not in both
+
+
+def test_cards_have_a_section_each_and_blanks_stand_where_none_was_measured(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "peers.json", peers_report())
+    assert "Not measured yet: `make gpu-check`." in page
+    assert "| int8 decode at batch 1: share of the copy bandwidth | at least 0.8 | – | – |" in page
+    (tmp_path / "card").mkdir()
+    report = {
+        "machine": MACHINE | {"processor": "NVIDIA H100", "gpu": "NVIDIA H100", "kernels": "triton"},
+        "complete": True,
+        "parts": [],
+        "ceilings": {"copy_bytes_per_s": 2.9e12},
+        "peers": [],
+    }
+    (tmp_path / "card" / "gpu.json").write_text(json.dumps(report))
+    page = render(tmp_path)
+    assert "Not measured yet: `make gpu-check`." not in page
+    assert "### NVIDIA H100\n" in page
+    assert "a copy 2.90 TB/s read and written" in page
+    assert "## NVIDIA H100, 2 cores" not in page  # it has no result of the other programs
 
 
 def test_a_figure_measured_once_has_no_range() -> None:

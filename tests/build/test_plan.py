@@ -79,11 +79,18 @@ def test_calibration_of_half_a_million_tokens_stays_below_5_gib(
         assert step(plan, "calibrate")["disk"] == 2**19 * 4096 * 2  # the hidden states lie in a file
 
 
-def test_fp8_on_an_a100_is_refused_with_the_reason(config_file: Path, capsys: Captured) -> None:
+def test_fp8_on_an_a100_is_planned_for_the_pytorch_runtime_and_said_to_be_converted(
+    config_file: Path, tmp_path: Path, capsys: Captured
+) -> None:
     for options in (("--precision", "fp8"), ("--precision", "int8", "--kv-cache", "fp8")):
-        code, out, err = call(capsys, config_file, "--gpu", "a100", *options)
-        assert (code, out) == (1, "")
-        assert err.startswith("error: a100 is SM80, FP8 needs SM89 or later (h100, h200)")
+        code, out, err = call(capsys, config_file, "--gpu", "a100", "--work-dir", tmp_path, *options)
+        assert (code, "fp8 KV cache, on a100" in out) == (0, True)
+        assert "warning: a100 is SM80 and has no FP8 arithmetic: the kernels of the PyTorch runtime convert" in err
+        plan = call_json(capsys, config_file, "--gpu", "a100", "--work-dir", tmp_path, *options)
+        assert "engine for tensorrt-llm" not in {one["name"] for one in plan["steps"]}
+        assert plan["converted"].startswith("a100 is SM80")
+    plan = call_json(capsys, config_file, "--precision", "fp8", "--gpu", "h100", "--work-dir", tmp_path)
+    assert plan["converted"] is None
 
 
 def test_what_does_not_fit_is_said_with_the_nearest_thing_that_does(

@@ -190,7 +190,7 @@ def test_auto_is_this_machine() -> None:
     assert 0 < available_memory() <= find_device("auto").memory
 
 
-def test_fp8_is_refused_where_there_is_no_such_arithmetic() -> None:
+def test_tensorrt_llm_is_refused_fp8_where_there_is_no_such_arithmetic() -> None:
     with pytest.raises(InvalidArgument, match="a100 is SM80, FP8 needs SM89 or later"):
         check_fp8(find_device("a100"))
     for name in ("cpu", "h100", "h200"):
