@@ -19,7 +19,7 @@ from machine import describe, slug
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from mixtral_runtime.tokenizer import encode_text
+from mixtral_runtime.tokenizer import Encoder
 from mixtral_serving.detokenizer import Detokenizer
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
@@ -40,7 +40,7 @@ RESPONSES = 4000
 def text_of_ids(builder: PromptBuilder, count: int) -> list[int]:
     """`count` tokens of this project's own pages, over and over."""
     text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
-    ids = [i for i in encode_text(builder.tokenizer, text.replace("###", "")) if i]
+    ids = [i for i in Encoder(builder.tokenizer).text(text.replace("###", "")) if i]
     return list(islice(cycle(ids), count))
 
 

@@ -56,7 +56,7 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-echo "setting up $venv with $("$python" --version) (about 1.5 GB, once)" >&2
+echo "setting up $venv with $("$python" --version) (about 2.5 GB, once)" >&2
 "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
 extras=dev,bench

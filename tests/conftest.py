@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # GPU kernels are tested so; read when Triton is first imported
+
 import mistral_common
 import pytest
 from mixtral_tokenizer import write_mixtral_tokenizer

@@ -16,6 +16,16 @@ from mixtral_runtime.open_engine import open_engine
 POLL_S = 5.0
 
 
+def describe_engine(precision: str, threads: int) -> dict[str, Any]:
+    """Of our engine, whole or its parts: as `Peer.describe`."""
+    return {
+        "versions": {name: version(name) for name in ("mixtral-triton", "torch")},
+        "weights": precision,
+        "threads": threads,
+        "kernels": cpu_path(),
+    }
+
+
 class OurEngine:
     """`settings.weights` is its engine directory."""
 
@@ -27,12 +37,7 @@ class OurEngine:
         self._threads = settings.threads
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "versions": {name: version(name) for name in ("mixtral-triton", "torch")},
-            "weights": self._precision,
-            "threads": self._threads,
-            "kernels": cpu_path(),
-        }
+        return describe_engine(self._precision, self._threads)
 
     def generate(self, prompts: Sequence[Prompt], output_tokens: int) -> Trace:
         trace = Trace.start(time.perf_counter(), len(prompts))

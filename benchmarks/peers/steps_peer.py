@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
+from peers.engine_peer import describe_engine
 from peers.interface import Prompt, Settings, Trace
 
 from mixtral_runtime.checkpoint import Checkpoint
-from mixtral_runtime.kernels import cpu_path
 from mixtral_runtime.manifest import Manifest
 from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch.batch import BatchBuilder
@@ -31,12 +30,7 @@ class BareSteps:
         self._threads = settings.threads
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "versions": {name: version(name) for name in ("mixtral-triton", "torch")},
-            "weights": self._precision,
-            "threads": self._threads,
-            "kernels": cpu_path(),
-        }
+        return describe_engine(self._precision, self._threads)
 
     def generate(self, prompts: Sequence[Prompt], output_tokens: int) -> Trace:
         trace = Trace.start(time.perf_counter(), len(prompts))

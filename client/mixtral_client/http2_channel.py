@@ -14,7 +14,8 @@ from urllib.parse import unquote
 
 import grpc
 
-from mixtral_client.http2_connection import Connection, StreamFailed, connect
+from mixtral_client.http2_connection import Connection, connect
+from mixtral_client.http2_stream import StreamFailed
 
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 # Messages that nobody has read yet may hold so many bytes before the server has to wait.
@@ -40,14 +41,14 @@ class Http2Channel:
     def __call__(self, request: Any) -> "Http2Call":
         return Http2Call(self, self._path, self._serialize(request), self._deserialize)
 
-    def ready(self) -> Connection | None:
+    def ready(self, other_than: Connection | None = None) -> Connection | None:
         """A connection that takes another stream."""
-        return next((connection for connection in self._connections if connection.has_room), None)
+        return next((found for found in self._connections if found.has_room and found is not other_than), None)
 
-    async def connect(self) -> None:
+    async def connect(self, other_than: Connection | None = None) -> None:
         """Makes one, unless somebody else did meanwhile. Raises StreamFailed."""
         async with self._connecting:
-            if self.ready() is None:
+            if self.ready(other_than) is None:
                 self._connections = [connection for connection in self._connections if not connection.closed]
                 self._connections.append(await connect(self._url))
 
@@ -58,13 +59,16 @@ class Http2Channel:
 
 
 class Http2Call:
-    """As grpc.aio's call: `read` until it returns grpc.aio.EOF. The request is sent with the first `read`."""
+    """As grpc.aio's call: `read` until it returns grpc.aio.EOF. The request is sent with the first `read`, and once
+    more over another connection if the server refused it unseen, as one does that goes away."""
 
     def __init__(self, channel: Http2Channel, path: str, request: bytes, deserialize: Callable[[bytes], Any]) -> None:
         self._channel = channel
         self._path = path
         self._unsent = b"\0" + len(request).to_bytes(4) + request
+        self._sent_again_if_refused: bytes | None = self._unsent
         self._deserialize = deserialize
+        self._refused_by: Connection | None = None
         self._connection: Connection | None = None
         self._stream = 0
         self._waiter: asyncio.Future[Any] | None = None
@@ -79,12 +83,12 @@ class Http2Call:
     async def read(self) -> Any:
         """The next message, or grpc.aio.EOF. Raises StreamFailed when the call failed, CancelledError when it was
         cancelled. Messages that came before a failure are read first."""
-        while self._connection is None and not self._ended:
-            if (connection := self._channel.ready()) is not None:
-                self._connection, self._stream = connection, connection.open(self._path, self)
-            else:
-                await self._wait_for(asyncio.ensure_future(self._channel.connect()))
         while True:
+            while self._connection is None and not self._ended:
+                if (connection := self._channel.ready(self._refused_by)) is not None:
+                    self._connection, self._stream = connection, connection.open(self._path, self)
+                else:
+                    await self._wait_for(asyncio.ensure_future(self._channel.connect(self._refused_by)))
             if self._unsent and self._connection is not None:
                 self._unsent = self._connection.send(self._stream, self._unsent)
             if self._messages:
@@ -138,6 +142,7 @@ class Http2Call:
 
     def headers(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Those before or after the body. The status may be among either."""
+        self._sent_again_if_refused = None
         self._status.update(headers)
 
     def end(self) -> None:
@@ -156,6 +161,15 @@ class Http2Call:
     def fail(self, failure: StreamFailed) -> None:
         if not self._ended:
             self._ended, self._failure = True, failure
+            self.wake()
+
+    def refused(self, failure: StreamFailed) -> None:
+        """Failed before the server did anything. A second time it is the server's last word."""
+        if self._ended or self._sent_again_if_refused is None:
+            self.fail(failure)
+        else:
+            self._unsent, self._sent_again_if_refused = self._sent_again_if_refused, None
+            self._refused_by, self._connection = self._connection, None
             self.wake()
 
     def _split(self, data: bytes) -> None:

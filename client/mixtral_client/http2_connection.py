@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 from h2.config import H2Configuration
@@ -23,37 +23,14 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import WindowUpdateFrame
 
+from mixtral_client.http2_stream import Call, StreamFailed, failure_of_reset
+
 STREAM_WINDOW = 256 * 1024  # bytes that the server may send on a stream before some are acknowledged
 CONNECTION_WINDOW = 2**30  # never the limit: a stream that nobody reads must not hold up the others
 _LAST_STREAM = 2**30  # of 2**31 - 1: a connection lives for some hundred million streams, then comes another
 _HEAD = 9  # bytes before each frame: length, type, flags, stream
 _DATA, _GOAWAY = 0, 7  # types
 _SILENCE_MS = 20_000  # without the other side's TCP confirming what was sent to it, the connection is dead
-
-
-class StreamFailed(grpc.RpcError):  # type: ignore[misc]
-    """As gRPC's own: `code` and `details`."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self._code = code
-        self._details = details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-
-class Call(Protocol):
-    """What a connection tells of a stream."""
-
-    def received(self, data: bytes) -> None: ...
-    def headers(self, headers: list[tuple[bytes, bytes]]) -> None: ...
-    def end(self) -> None: ...
-    def fail(self, failure: StreamFailed) -> None: ...
-    def wake(self) -> None: ...  # the server takes more
 
 
 async def connect(url: str) -> "Connection":
@@ -236,7 +213,8 @@ class Connection(asyncio.Protocol):
                 self._close_if_done()
         elif isinstance(event, StreamReset):
             if (call := self._calls.pop(event.stream_id, None)) is not None:
-                call.fail(StreamFailed(*_reason_of_reset(event.error_code)))
+                failure = failure_of_reset(event.error_code)
+                (call.refused if event.error_code == ErrorCodes.REFUSED_STREAM else call.fail)(failure)
                 self._close_if_done()
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
             if not self.greeted.done():
@@ -245,10 +223,10 @@ class Connection(asyncio.Protocol):
                 self._calls[stream].wake()
 
     def _end_after(self, last: int) -> None:
-        """The server takes no streams after this one. h2 would take no more frames of the others either."""
+        """The server has taken no streams after this one. h2 would take no more frames of the others either."""
         self.lost = True
         for stream in [stream for stream in self._calls if stream > last]:
-            self._calls.pop(stream).fail(StreamFailed(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
+            self._calls.pop(stream).refused(StreamFailed(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
         self._close_if_done()
 
     def _fail(self, code: grpc.StatusCode, details: str) -> None:
@@ -266,12 +244,3 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         if data := self._h2.data_to_send():
             self._transport.write(data)
-
-
-def _reason_of_reset(code: int) -> tuple[grpc.StatusCode, str]:
-    """gRPC's status for a stream that the server broke off."""
-    if code == ErrorCodes.REFUSED_STREAM:
-        return grpc.StatusCode.UNAVAILABLE, "the server refused the stream"
-    if code == ErrorCodes.CANCEL:
-        return grpc.StatusCode.CANCELLED, "the server cancelled the stream"
-    return grpc.StatusCode.INTERNAL, f"the server broke the stream off (HTTP/2 error {int(code)})"

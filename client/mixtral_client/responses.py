@@ -5,6 +5,7 @@ for each that is asked for and makes an array of it: 20 µs of processor time, a
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,14 @@ def read_response(response: Any) -> Response:
         name, datatype = output.name, output.datatype
         try:
             if datatype == "BYTES":
-                values[name] = _strings(content)
+                values[name] = found = _strings(content)
             elif datatype in _NUMBERS:
-                values[name] = np.frombuffer(content, _NUMBERS[datatype]).tolist()
+                values[name] = found = np.frombuffer(content, _NUMBERS[datatype]).tolist()
+            else:
+                continue
+            if len(found) != (count := prod(output.shape)):
+                has = f"{len(found)} values in {len(content)} bytes"
+                raise ProtocolError(f"{name} has {has}, its shape {list(output.shape)} needs {count}")
             if name == "top_token_ids":  # [1, tokens, alternatives]
                 alternatives = output.shape[-1]
         except UnicodeDecodeError as error:

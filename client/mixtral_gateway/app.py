@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mixtral_gateway.access_log import AccessLog
 from mixtral_gateway.backend import Backend
-from mixtral_gateway.errors import ApiError
+from mixtral_gateway.errors import no_such_model
 from mixtral_gateway.frame import Frame
 from mixtral_gateway.generate import Generate, Running
 from mixtral_gateway.metrics import Metrics
@@ -55,17 +55,20 @@ def create_app(settings: Settings, log: AccessLog | None = None) -> Gateway:
         finally:
             await backend.close()
 
+    async def entry(name: str, request: Request) -> dict[str, Any]:
+        known = {"id": name, "object": "model", "created": started, "owned_by": "mixtral-triton"}
+        status = (await _backend(request).probe()).status
+        length = (status.limits or {}).get("max_seq_len") if status else None
+        return known if length is None else known | {"max_model_len": length}
+
     async def models(request: Request) -> Response:
-        limits = (probe.status.limits if (probe := await _backend(request).probe()).status else {}) or {}
-        entries = [_model(name, started, limits) for name in settings.models]
-        return _json({"object": "list", "data": entries})
+        return _json({"object": "list", "data": [await entry(name, request) for name in settings.models]})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in settings.models:
-            message = f"the model {name[:100]!r} does not exist, see /v1/models"
-            raise ApiError(404, message, code="model_not_found", param="model")
-        return _json(_model(name, started, {}))
+            raise no_such_model(name)
+        return _json(await entry(name, request))
 
     async def health(request: Request) -> Response:
         if running.draining:
@@ -119,11 +122,6 @@ async def _reraise(request: Request, error: Exception) -> Response:
 def _backend(request: Request) -> Backend:
     backend: Backend = request.state.backend
     return backend
-
-
-def _model(name: str, created: int, limits: dict[str, Any]) -> dict[str, Any]:
-    entry = {"id": name, "object": "model", "created": created, "owned_by": "mixtral-triton"}
-    return entry | ({"max_model_len": limits["max_seq_len"]} if "max_seq_len" in limits else {})
 
 
 def _json(value: dict[str, Any], status: int = 200) -> Response:

@@ -56,6 +56,12 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
+def no_such_model(name: str) -> ApiError:
+    return ApiError(
+        404, f"the model {name[:100]!r} does not exist, see /v1/models", param="model", code="model_not_found"
+    )
+
+
 def unavailable(message: str) -> ApiError:
     return ApiError(503, message, "server_error", "service_unavailable", retry_after_s=RETRY_AFTER_S)
 

@@ -45,7 +45,7 @@ class Frame:
             return  # no websockets here
         begun = time.perf_counter()
         headers = Headers(scope=scope)
-        record = Record(_request_id(headers), scope["method"], _route(scope["path"]), (scope["client"] or ("",))[0])
+        record = Record(_request_id(headers), scope["method"], _route(scope["path"]), (scope["client"] or (None,))[0])
         scope["record"] = record
         framed = _with_headers(send, record)
         try:
@@ -55,7 +55,7 @@ class Frame:
             except ApiError as error:
                 await _refuse(error, framed, record)
             except HTTPException as error:
-                await _refuse(_of_status(error.status_code), framed, record)
+                await _refuse(_of_status(error.status_code, record.route), framed, record)
             except ClientLeft:
                 record.status, record.error = CLIENT_LEFT, "client_left"
             except Exception:
@@ -110,7 +110,9 @@ def _with_headers(send: Send, record: Record) -> Send:
     return framed
 
 
-def _of_status(status: int) -> ApiError:
+def _of_status(status: int, route: str) -> ApiError:
+    if status == 405 and route not in ROUTES:
+        status = 404  # said by the page's files, which take GET alone whether there is one at the address or not
     words = {404: "there is nothing at this address", 405: "this address does not take this method"}
     return ApiError(
         status, words.get(status, "the request cannot be served"), code="not_found" if status == 404 else None

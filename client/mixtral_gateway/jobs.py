@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mixtral_client import GenerationOptions, Message
-from mixtral_gateway.errors import bad_request
+from mixtral_gateway.errors import bad_request, no_such_model
 from mixtral_gateway.fields import Endpoint, validate
 from mixtral_gateway.settings import Settings
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions; a chat may fill the model's length
 MOST_ALTERNATIVES = 20
+LARGEST_PENALTY = 2  # OpenAI's limit; the server's own is 100
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _UINT64 = 2**64
 
@@ -57,7 +58,7 @@ def read_job(endpoint: Endpoint, body: object, settings: Settings) -> Job:
     """Raises ApiError naming the field that is wrong. Ranges of what only the engine knows are left to the server."""
     fields = validate(endpoint, body)
     if fields["model"] not in settings.models:
-        raise _no_such_model(fields["model"])
+        raise no_such_model(fields["model"])
     stream_options = fields.get("stream_options") or {}
     if stream_options and not fields.get("stream"):
         raise bad_request("stream_options is given and stream is not true", "stream_options")
@@ -84,11 +85,6 @@ def read_job(endpoint: Endpoint, body: object, settings: Settings) -> Job:
         scores_only=scores_only,
         whole_length=max_tokens is None,
     )
-
-
-def _no_such_model(name: str) -> Exception:
-    error = bad_request(f"the model {name[:100]!r} does not exist, see /v1/models", "model", "model_not_found")
-    return replace(error, status=404)
 
 
 def read_messages(messages: list[dict[str, Any]]) -> list[Message]:
@@ -174,8 +170,8 @@ def _options(
         top_p=fields.get("top_p"),
         min_p=fields.get("min_p"),
         repetition_penalty=fields.get("repetition_penalty"),
-        presence_penalty=fields.get("presence_penalty"),
-        frequency_penalty=fields.get("frequency_penalty"),
+        presence_penalty=_penalty(fields, "presence_penalty"),
+        frequency_penalty=_penalty(fields, "frequency_penalty"),
         logit_bias=tuple(_biases(fields.get("logit_bias", {}))),
         min_tokens=fields.get("min_tokens"),
         bad_words=tuple(fields.get("bad_words", ())),
@@ -188,6 +184,13 @@ def _options(
         return_prompt_log_probs=with_log_probs and echo,
         top_log_probs=alternatives or None,
     )
+
+
+def _penalty(fields: dict[str, Any], name: str) -> float | None:
+    value: float | None = fields.get(name)
+    if value is not None and not -LARGEST_PENALTY <= value <= LARGEST_PENALTY:
+        raise bad_request(f"{name} is {value}, it must be from {-LARGEST_PENALTY} to {LARGEST_PENALTY}", name)
+    return value
 
 
 def _biases(given: dict[str, float]) -> Iterator[tuple[int, float]]:

@@ -27,14 +27,24 @@ def load_tokenizer(tokenizer_dir: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+class Encoder:
+    """What encoding takes of a tokenizer, looked up once: transformers searches for each attribute anew."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._encode_batch = tokenizer.backend_tokenizer.encode_batch_fast
+        self._bos: int | None = tokenizer.bos_token_id
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids with BOS exactly once: a text that begins with it, as a rendered chat does, gets no second one."""
+        ids = self.text(text)
+        return ids if self._bos is None or ids[:1] == [self._bos] else [self._bos, *ids]
+
+    def text(self, text: str) -> list[int]:
+        """Ids without special tokens. The batch form, as it keeps no offsets, takes a third less time than `encode`."""
+        ids: list[int] = self._encode_batch([text], add_special_tokens=False)[0].ids
+        return ids
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids with BOS exactly once: a text that begins with it, as a rendered chat does, gets no second one."""
-    ids = encode_text(tokenizer, text)
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-
-def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids without special tokens. The batch form, as it keeps no offsets, takes a third less time than `encode`."""
-    ids: list[int] = tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-    return ids
+    """`Encoder.prompt` of a tokenizer, for who encodes now and then."""
+    return Encoder(tokenizer).prompt(text)

@@ -58,6 +58,10 @@ class Counters:
     def __setitem__(self, counter: Counter, value: int) -> None:
         self._values[counter] = value
 
+    def increment(self, counter: Counter) -> None:
+        """For the one that writes it."""
+        self._values[counter] += 1
+
     def close(self) -> None:
         self._values.release()
         self._map.close()

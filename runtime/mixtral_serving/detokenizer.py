@@ -14,9 +14,12 @@ from mixtral_serving.vocabulary import Vocabulary
 
 MAX_STOPS = 64
 # Whether the client is gone is a question to the server that costs as much as all other work on a response. So it is
-# asked so often per stream, and so many times a second in all.
+# asked so often per stream, with many streams so many times a second in all, and of each one at least every second.
 CANCEL_CHECK_S = 0.1
-CANCEL_CHECKS_PER_S = 400
+CANCEL_CHECKS_PER_S = 200
+MAX_CANCEL_CHECK_S = 1.0
+# Of the numbers of tokens that nearly all responses have. Nobody writes to what goes into a response.
+_COUNTS = [np.array([[count]], np.int32) for count in range(65)]
 # The engine model sends something for each stream every second. What is silent for so long was begun by somebody who
 # called this model by himself, and never ends.
 SILENT_S = 600.0
@@ -98,7 +101,8 @@ class Detokenizer:
             del self._streams[stream_id]
 
     def _is_check_due(self, stream: _Stream, now: float) -> bool:
-        if now - stream.checked_at < max(CANCEL_CHECK_S, len(self) / CANCEL_CHECKS_PER_S):
+        interval = min(max(CANCEL_CHECK_S, len(self._streams) / CANCEL_CHECKS_PER_S), MAX_CANCEL_CHECK_S)
+        if now - stream.checked_at < interval:
             return False
         stream.checked_at = now
         return True
@@ -125,7 +129,7 @@ def _add_token_outputs(outputs: dict[str, Array], stream: _Stream, ids: list[int
     if stream.context.return_output_ids:
         outputs["output_ids"] = np.array([[ids]], np.int32)  # [batch, beams, tokens]
     if count and stream.context.return_num_output_tokens:
-        outputs["num_output_tokens"] = np.array([[count]], np.int32)
+        outputs["num_output_tokens"] = _COUNTS[count] if count < len(_COUNTS) else np.array([[count]], np.int32)
     if extras is NO_EXTRAS:
         return
     if extras.log_probs is not None:

@@ -52,7 +52,7 @@ class DetokenizerModel:
             inputs = read(request)
             ids, extras = [], NO_EXTRAS
             if (packed := inputs.array("STREAM_CHUNK")) is not None:
-                self._counters[Counter.HANDLED] += 1
+                self._counters.increment(Counter.HANDLED)
                 chunk = StreamChunk.unpack(packed)
                 stream_id, ids, extras = chunk.stream_id, chunk.token_ids, chunk.extras
             else:

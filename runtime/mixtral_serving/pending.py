@@ -1,6 +1,5 @@
 """What the engine has produced and nobody has sent yet."""
 
-from dataclasses import replace
 from typing import TypeVar
 
 from mixtral_runtime.engine import Output
@@ -54,13 +53,17 @@ def merged(parts: list[Output]) -> Output:
     last = parts[-1]
     if len(parts) == 1:
         return last
-    return replace(
-        last,
-        token_ids=[token for part in parts for token in part.token_ids],
-        log_probs=_joined([part.log_probs for part in parts]),
-        top_log_probs=_joined([part.top_log_probs for part in parts]),
-        prompt_log_probs=next((part.prompt_log_probs for part in parts if part.prompt_log_probs is not None), None),
-        queued_s=next((part.queued_s for part in parts if part.queued_s is not None), None),
+    return Output(
+        last.id,
+        [token for part in parts for token in part.token_ids],
+        last.counts,
+        _joined([part.log_probs for part in parts]),
+        next((part.prompt_log_probs for part in parts if part.prompt_log_probs is not None), None),
+        _joined([part.top_log_probs for part in parts]),
+        last.final,
+        last.finish_reason,
+        last.error,
+        next((part.queued_s for part in parts if part.queued_s is not None), None),
     )
 
 

@@ -37,12 +37,8 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors, wanted: Container[
         if array is not None and any(value not in (b"", 0) for value in array.reshape(-1).tolist()):
             raise InvalidArgument(f"{name} was given, this server does not support it")
     prompt = build_prompt(builder, inputs)
-    stops = [stop for stop in inputs.texts("stop_words") if stop]
-    if len(stops) > MAX_STOPS:
-        raise InvalidArgument(f"there are {len(stops)} stop words, the limit is {MAX_STOPS}")
-    bad_words = [word for word in inputs.texts("bad_words") if word]
-    if len(bad_words) > MAX_BAD_WORDS:
-        raise InvalidArgument(f"there are {len(bad_words)} bad words, the limit is {MAX_BAD_WORDS}")
+    stops = _words(inputs, "stop_words", MAX_STOPS)
+    bad_words = _words(inputs, "bad_words", MAX_BAD_WORDS)
     context = StreamContext(
         prompt_tail=prompt.ids[-_TAIL_TOKENS:],
         stops=stops,
@@ -67,6 +63,15 @@ def preprocess(builder: PromptBuilder, model_inputs: Tensors, wanted: Container[
         if output in wanted and (value := inputs.one(name, -1)) >= 0:
             outputs[output] = np.array([[value]], np.int32)
     return outputs
+
+
+def _words(inputs: Tensors, name: str, limit: int) -> list[str]:
+    if name not in inputs:
+        return []
+    words = [word for word in inputs.texts(name) if word]
+    if len(words) > limit:
+        raise InvalidArgument(f"there are {len(words)} {name.replace('_', ' ')}, the limit is {limit}")
+    return words
 
 
 def embedding_bias(builder: PromptBuilder, inputs: Tensors) -> Array | None:

@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from mixtral_runtime.errors import CheckpointError, InvalidArgument
-from mixtral_runtime.tokenizer import encode_prompt, encode_text, load_tokenizer
+from mixtral_runtime.tokenizer import Encoder, load_tokenizer
 from mixtral_serving.vocabulary import Vocabulary
 
 ROLES = ("system", "user", "assistant")
@@ -30,6 +30,7 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
         self.vocabulary = Vocabulary.of(tokenizer)
         self.end_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -46,7 +47,7 @@ class PromptBuilder:
         """A text that already begins with the BOS token does not get a second one."""
         if not text:
             raise InvalidArgument("the prompt is empty, it must have at least one character")
-        return Prompt(encode_prompt(self.tokenizer, text), text, strip_space=False)
+        return Prompt(self._encoder.prompt(text), text, strip_space=False)
 
     def from_messages(self, messages_json: str) -> Prompt:
         """`messages_json`: a JSON list of {"role", "content"}. The chat template brings its own BOS."""
@@ -58,7 +59,7 @@ class PromptBuilder:
         except TemplateError as error:
             raise InvalidArgument(f"the chat template refuses these messages: {error}") from error
         assert isinstance(text, str)
-        return Prompt(encode_text(self.tokenizer, text), text, strip_space=True)
+        return Prompt(self._encoder.text(text), text, strip_space=True)
 
     def from_ids(self, ids: list[int]) -> Prompt:
         """A tokenised prompt is taken as it is."""
@@ -72,15 +73,15 @@ class PromptBuilder:
 
     def encode_words(self, words: list[str]) -> list[list[int]]:
         """Words as token lists, without special tokens; empty words are no words."""
-        return [encode_text(self.tokenizer, word) for word in words if word]
+        return [self._encoder.text(word) for word in words if word]
 
     def encode_bad_words(self, words: list[str]) -> list[list[int]]:
         """Each word as it is spelled after a space and where it goes on with a word or a line; the same once."""
-        head = encode_text(self.tokenizer, "\n")
+        head = self._encoder.text("\n")
         spellings = []
         for word in filter(None, words):
-            spellings.append(encode_text(self.tokenizer, word))
-            joined = encode_text(self.tokenizer, f"\n{word}")
+            spellings.append(self._encoder.text(word))
+            joined = self._encoder.text(f"\n{word}")
             if joined[: len(head)] == head:
                 spellings.append(joined[len(head) :])
         return [list(ids) for ids in dict.fromkeys(map(tuple, spellings))]

@@ -4,10 +4,10 @@ An ensemble input cannot be mapped into a step behind a decoupled model, so `pre
 model carries it unread and sends it in the first chunk of the stream (`stream_chunk.py`).
 """
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
+import orjson
 
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_serving.tensors import Array
@@ -29,16 +29,25 @@ class StreamContext:
 
     def pack(self) -> Array:
         """[1, bytes] uint8, JSON: the backend packs strings in Python, twice for each model they pass."""
-        packed = json.dumps([getattr(self, field.name) for field in fields(self)]).encode()
-        return np.frombuffer(packed, np.uint8).reshape(1, -1)
+        packed = orjson.dumps(
+            (
+                self.prompt_tail,
+                self.stops,
+                self.prompt_text,
+                self.strip_space,
+                self.return_output_ids,
+                self.return_num_output_tokens,
+            )
+        )
+        return np.frombuffer(packed, np.uint8)[None]
 
     @classmethod
     def unpack(cls, packed: bytes) -> "StreamContext":
         """packed: the JSON. Raises InvalidArgument when it is none of `pack`: anybody may call the models with their
         own."""
         try:
-            context = cls(*json.loads(packed))
-        except (ValueError, TypeError, RecursionError) as error:
+            context = cls(*orjson.loads(packed))
+        except (ValueError, TypeError) as error:
             raise InvalidArgument(_FOREIGN) from error
         if not context._is_sound():
             raise InvalidArgument(_FOREIGN)

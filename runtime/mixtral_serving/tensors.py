@@ -113,5 +113,13 @@ def unpack_words(name: str, array: Array | None) -> list[list[int]]:
     return words
 
 
+def single_string(array: Array) -> bytes | None:
+    """The bytes of a STRING tensor of one string, of whatever shape: its length in 4 bytes, then it. None when the
+    array is not one string of bytes."""
+    if array.size != 1 or type(text := array.item()) is not bytes:
+        return None
+    return len(text).to_bytes(4, "little") + text
+
+
 def _as_bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()

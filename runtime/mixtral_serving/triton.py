@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from mixtral_runtime.errors import Internal, MixtralError
 from mixtral_serving.metrics import Family, Registry
-from mixtral_serving.tensors import Array, Tensors
+from mixtral_serving.tensors import Array, Tensors, single_string
 
 # Names of TritonError's codes; the stub fills pb_utils only after the model's modules are imported.
 _CODES = {"INVALID_ARGUMENT": "INVALID_ARG", "UNAVAILABLE": "UNAVAILABLE", "INTERNAL": "INTERNAL"}
@@ -38,6 +38,18 @@ def freeze_garbage() -> None:
     through it would stop all streams for tens of milliseconds."""
     gc.collect()
     gc.freeze()
+
+
+def serialize_fast() -> None:
+    """In `initialize` of a model that answers with text. The backend turns strings into a tensor's bytes in Python, by
+    an iterator that costs 6 of the 17 microseconds of a response's text; a single one needs none."""
+    by_iterator = pb_utils.serialize_byte_tensor
+
+    def serialize(array: Array) -> Any:
+        packed = single_string(array)
+        return by_iterator(array) if packed is None else packed
+
+    pb_utils.serialize_byte_tensor = serialize
 
 
 def metric_registry(families: Iterable[Family], args: dict[str, str]) -> Registry:

@@ -24,7 +24,7 @@ class Window:
     _full: tuple[int, float] | None = None  # how many were handled when it was last seen to be full, and since when
 
     def sent(self) -> None:
-        self.counters[Counter.SENT] += 1
+        self.counters.increment(Counter.SENT)
 
     def is_open(self, now: float) -> bool:
         """now: on the monotonic clock, in seconds."""

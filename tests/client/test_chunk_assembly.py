@@ -1,11 +1,13 @@
 """Responses become chunks: their texts are the text, the last one has the finish reason, the counts and the times."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_server import Step, answer, heartbeat
+from scripted_server import Step, answer, heartbeat, tensors
+from tritonclient.grpc import service_pb2
 
 from mixtral_client import Chunk, ProtocolError, Result, TokenLogProb
 from mixtral_client.assembly import ChunkAssembler
@@ -147,6 +149,20 @@ def test_half_a_character_is_an_error_and_not_a_replacement_character() -> None:
     broken.response.infer_response.raw_output_contents[0] = b"\x01\x00\x00\x00\xc3"
     with pytest.raises(ProtocolError, match="not UTF-8"):
         assemble(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kept"),
+    [("text_output", [b"a"], 0), ("output_ids", [[[1, 2]]], 4), ("finish_reason", [[b"stop"]], 0)],
+)
+def test_a_tensor_with_less_than_its_shape_needs_is_an_error_and_not_an_empty_text(
+    name: str, values: list[Any], kept: int
+) -> None:
+    broken = Step(service_pb2.ModelStreamInferResponse(infer_response=tensors(None, **{name: values})))
+    contents = broken.response.infer_response.raw_output_contents
+    contents[0] = contents[0][:kept]
+    with pytest.raises(ProtocolError, match=rf"{name} has {kept // 4} values in {kept} bytes, its shape .* needs"):
+        assemble(broken, answer("end", finish="stop", final=True))
 
 
 def test_an_unfinished_generation_has_no_result() -> None:

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from mixtral_client.http2_channel import Http2Channel
-from mixtral_client.http2_connection import CONNECTION_WINDOW, STREAM_WINDOW, StreamFailed
+from mixtral_client.http2_connection import CONNECTION_WINDOW, STREAM_WINDOW
+from mixtral_client.http2_stream import StreamFailed
 
 METHOD = "/test.Service/Method"
 Serve = Callable[[bytes, Any], Iterator[bytes]]  # request, context -> responses

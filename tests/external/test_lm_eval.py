@@ -18,14 +18,12 @@ import torch
 from clients_page import OPENAI, PAGE
 from gateway_process import gateway_process
 from quality_questions import write_questions
-from system_fixtures import ROOT
-from system_server import free_address
+from system_fixtures import ROOT, triton_server
 
 from mixtral_build.model_directory import ModelDirectory
 from mixtral_build.multiple_choice import answer_log_likelihoods, render
 from mixtral_build.questions import read_questions
 from mixtral_runtime.tokenizer import encode_prompt
-from mixtral_serving.server.process import ServerProcess
 
 LM_EVAL = ROOT / ".tools" / "lm_eval-0.4.13" / "bin" / "lm-eval"
 QUESTIONS = 12
@@ -35,14 +33,8 @@ QUESTIONS = 12
 def gateway_url(engine_dir: Path, tmp_path: Path) -> Iterator[str]:
     config = tmp_path / "serve.toml"
     config.write_text('[engine]\nactivation_dtype = "float32"\n')
-    address = free_address()
-    with (
-        (tmp_path / "log").open("w") as log,
-        ServerProcess(ROOT / "model_repository", engine_dir, address, config, log=log) as process,
-    ):
-        process.wait_until_ready(120)
-        with gateway_process(f"127.0.0.1:{address.grpc_port}") as gateway:
-            yield gateway.url
+    with triton_server(engine_dir, tmp_path, config) as server, gateway_process(server.grpc_url) as gateway:
+        yield gateway.url
 
 
 def harness(url: str, demo_model: Path, folder: Path) -> tuple[float, list[dict[str, Any]]]:

@@ -3,6 +3,7 @@ misbehave."""
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from browser import Playground, chromium
@@ -25,6 +26,13 @@ def driver() -> Iterator[webdriver.Chrome]:
         yield driver
 
 
+@contextmanager
+def sound(page: Playground) -> Iterator[Playground]:
+    """One of which the browser's log says nothing when the test is over."""
+    yield page
+    assert page.complaints() == []
+
+
 @pytest.fixture(scope="module")
 def gateway(server: Server) -> Iterator[GatewayProcess]:
     with gateway_process(server.grpc_url) as running:
@@ -33,9 +41,8 @@ def gateway(server: Server) -> Iterator[GatewayProcess]:
 
 @pytest.fixture
 def page(driver: webdriver.Chrome, gateway: GatewayProcess) -> Iterator[Playground]:
-    page = Playground(driver, gateway.url)
-    yield page
-    assert page.complaints() == []
+    with sound(Playground(driver, gateway.url)) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +61,8 @@ def paced_gateway(paced: Server) -> Iterator[GatewayProcess]:
 
 @pytest.fixture
 def paced_page(driver: webdriver.Chrome, paced_gateway: GatewayProcess) -> Iterator[Playground]:
-    page = Playground(driver, paced_gateway.url)
-    yield page
-    assert page.complaints() == []
+    with sound(Playground(driver, paced_gateway.url)) as page:
+        yield page
 
 
 @pytest.fixture
@@ -67,9 +73,8 @@ def scripted() -> Iterator[ScriptedGateway]:
 
 @pytest.fixture
 def scripted_page(driver: webdriver.Chrome, scripted: ScriptedGateway) -> Iterator[Playground]:
-    page = Playground(driver, scripted.url)
-    yield page
-    assert page.complaints() == []
+    with sound(Playground(driver, scripted.url)) as page:
+        yield page
 
 
 def test_a_question_is_answered_with_its_figures(page: Playground) -> None:

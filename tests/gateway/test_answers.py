@@ -19,8 +19,10 @@ def sent(triton: ScriptedServer) -> dict[str, Any]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "other"]
-    assert client.models.retrieve("other").id == "other"
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["tiny", "other"]
+    assert client.models.retrieve("other") == models[1]
+    assert models[1].model_dump()["max_model_len"] == 64
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no-such")
 
@@ -80,14 +82,14 @@ def test_a_prompt_answered_twice_counts_once(client: openai.OpenAI) -> None:
 def test_every_parameter_reaches_the_server(client: openai.OpenAI, triton: ScriptedServer) -> None:
     extra = {"top_k": 7, "min_p": 0.25, "repetition_penalty": 1.5, "ignore_eos": True}
     client.completions.create(
-        **PROMPT, max_tokens=11, temperature=0.5, top_p=0.75, seed=-1, stop=["zz", "yy"], presence_penalty=0.5,
-        user="someone", extra_body=extra,
+        **PROMPT, max_tokens=11, temperature=0.5, top_p=0.75, seed=-1, stop=["zz", "yy"], presence_penalty=2,
+        frequency_penalty=-2, user="someone", extra_body=extra,
     )  # fmt: skip
     inputs = sent(triton)
     assert inputs["stop_words"] == [[b"zz", b"yy"]]
     values = {name: inputs[name][0][0] for name in ("max_tokens", "temperature", "top_p", "seed", *extra)}
     assert values == extra | {"max_tokens": 11, "temperature": 0.5, "top_p": 0.75, "seed": 2**64 - 1}
-    assert inputs["presence_penalty"] == [[0.5]]
+    assert (inputs["presence_penalty"], inputs["frequency_penalty"]) == ([[2]], [[-2]])
 
 
 def test_defaults_are_openais(client: openai.OpenAI, triton: ScriptedServer) -> None:

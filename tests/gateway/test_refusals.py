@@ -36,6 +36,8 @@ TEXT: dict[str, Any] = {"model": "tiny", "prompt": "hi"}
         ("chat/completions", {"n": 129}, "n", None),
         ("chat/completions", {"stream_options": {"include_usage": True}}, "stream_options", None),
         ("chat/completions", {"stream": True, "stream_options": {"more": True}}, "stream_options", "invalid_type"),
+        ("chat/completions", {"presence_penalty": 2.001}, "presence_penalty", None),
+        ("completions", {"frequency_penalty": -3}, "frequency_penalty", None),
         ("chat/completions", {"logit_bias": {"x": 1}}, "logit_bias", None),
         ("chat/completions", {"logit_bias": {"5": 1000}}, "logit_bias", None),
         ("chat/completions", {"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),  # this server lacks it
@@ -52,6 +54,11 @@ def test_a_wrong_field_is_named(http: httpx.Client, path: str, change: dict[str,
     error = refusal.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
     assert param in error["message"]
+
+
+def test_a_refused_penalty_is_told_with_its_limits(http: httpx.Client) -> None:
+    refusal = http.post("/v1/completions", json=TEXT | {"frequency_penalty": 2.5})
+    assert refusal.json()["error"]["message"] == "frequency_penalty is 2.5, it must be from -2 to 2"
 
 
 def test_fields_that_say_nothing_are_taken(http: httpx.Client) -> None:
@@ -132,7 +139,9 @@ def test_health_tells_of_a_server_that_is_starting(http: httpx.Client, triton: S
 
 
 def test_unknown_addresses_and_methods(http: httpx.Client) -> None:
-    assert http.get("/v1/embeddings").json()["error"]["code"] == "not_found"
+    for method in ("GET", "POST"):
+        missing = http.request(method, "/v1/embeddings")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert http.get("/v1/chat/completions").status_code == 405
 
 

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from engine_waiting import PATIENCE_S, final_output
 
 from mixtral_runtime.checkpoint import Checkpoint
-from mixtral_runtime.engine import EngineStats, FinishReason, Output, Request
+from mixtral_runtime.engine import EngineStats, FinishReason, Request
 from mixtral_runtime.errors import Internal, InvalidArgument, MixtralError, Unavailable
 from mixtral_runtime.pytorch.batch import Batch
-from mixtral_runtime.pytorch.engine import PyTorchEngine
 from mixtral_runtime.pytorch.kv_cache import KvCache
 from mixtral_runtime.pytorch.model import MixtralModel
 
-PATIENCE_S = 60.0
 PROMPT = list(range(1, 41))
 POISON = 150  # a token id
 
@@ -52,16 +51,6 @@ def paced(make_engine: Any, checkpoint: Checkpoint) -> Iterator[PacedModel]:
     model.start_pacing()
     yield model
     model.run_free()
-
-
-def final_output(engine: PyTorchEngine, request_id: int) -> Output:
-    """Drops what comes before, and other requests' outputs."""
-    while True:
-        outputs = engine.poll(PATIENCE_S)
-        assert outputs, "the engine fell silent"
-        for output in outputs:
-            if output.id == request_id and output.final:
-                return output
 
 
 def all_free(stats: EngineStats) -> bool:

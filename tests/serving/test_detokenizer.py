@@ -1,5 +1,6 @@
 """Engine responses become the client's: cut at stop strings, one for one, and nothing is kept past the end."""
 
+import time
 from typing import Any
 
 import pytest
@@ -52,6 +53,22 @@ def test_a_stream_lives_from_its_context_to_its_finish_reason(detokenizer: Detok
     assert (text(last), len(detokenizer)) == (" two three", 0)
     assert last.outputs["finish_reason"].item() == b"length"
     assert last.outputs["output_ids"].tolist() == [[ids[1:]]]
+
+
+@pytest.mark.parametrize(("streams", "interval_s"), [(1, 0.1), (50, 0.25), (1000, 1.0)])
+def test_the_client_of_each_stream_is_asked_for_less_often_with_more_streams_but_every_second(
+    detokenizer: Detokenizer, ids: list[int], monkeypatch: pytest.MonkeyPatch, streams: int, interval_s: float
+) -> None:
+    begun = now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for stream in range(streams):
+        detokenizer.handle(stream, *engine_response(ids[:1], context=context()))
+    asked: list[float] = []
+    while len(asked) < 3:
+        now += 0.01
+        if detokenizer.handle(0, *engine_response(ids[:1])).check:
+            asked.append(now - begun)
+    assert asked == pytest.approx([interval_s, 2 * interval_s, 3 * interval_s], abs=0.05)
 
 
 def test_heartbeats_and_responses_without_tokens_carry_no_counts(detokenizer: Detokenizer, ids: list[int]) -> None:

@@ -107,7 +107,8 @@ class ScriptedServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.cancelled = threading.Event()  # a client went away before the script's end
         self.ready = True
         self.info: object = {}
-        self.input_names = ["text_input", "messages", "input_ids", "max_tokens", "presence_penalty"]  # of the metadata
+        self.input_names = ["text_input", "messages", "input_ids", "max_tokens"]  # of the metadata
+        self.input_names += ["presence_penalty", "frequency_penalty"]
         self.vocabulary: list[bytes] = [b"<unk>", b"<s>", b"</s>"]  # the special tokens, and what a test adds
         self.tokenize: Callable[[str], list[int]] = lambda text: [1, *text.encode()]
         self._script: Callable[[dict[str, Any]], Sequence[Step]] = lambda inputs: ()

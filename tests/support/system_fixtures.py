@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,13 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Pa
     return folder / "int8"
 
 
-@pytest.fixture(scope="session")
-def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if reason := unsupported_platform():
-        pytest.skip(reason)
-    address = free_address()
-    log_path = tmp_path_factory.mktemp("server") / "log"
+@contextmanager
+def triton_server(engine_dir: Path, folder: Path, config: Path | None = None) -> Iterator[Server]:
+    """A Triton of its own on an engine, when it answers; its log is in `folder`, and shown when it does not."""
+    address, log_path = free_address(), folder / "log"
     with (
         log_path.open("w") as log,
-        ServerProcess(ROOT / "model_repository", engine_dir, address, log=log, verbose=True) as process,
+        ServerProcess(ROOT / "model_repository", engine_dir, address, config, log=log, verbose=True) as process,
     ):
         try:
             process.wait_until_ready(120)
@@ -42,3 +41,11 @@ def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             print(log_path.read_text(errors="replace")[-5000:])
             raise
         yield Server(address)
+
+
+@pytest.fixture(scope="session")
+def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if reason := unsupported_platform():
+        pytest.skip(reason)
+    with triton_server(engine_dir, tmp_path_factory.mktemp("server")) as server:
+        yield server

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 from quality_questions import write_questions
-from system_server import Server, free_address
+from system_fixtures import triton_server
+from system_server import Server
 
 from mixtral_serving.server.installation import unsupported_platform
-from mixtral_serving.server.process import ServerProcess
 
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOLERANCE = 1e-5
 
@@ -30,13 +29,8 @@ def exact_server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("exact")
     config = folder / "serve.toml"
     config.write_text('[engine]\nactivation_dtype = "float32"\n')
-    address = free_address()
-    with (
-        (folder / "log").open("w") as log,
-        ServerProcess(ROOT / "model_repository", engine_dir, address, config, log=log) as process,
-    ):
-        process.wait_until_ready(120)
-        yield Server(address)
+    with triton_server(engine_dir, folder, config) as server:
+        yield server
 
 
 def figures(command: str, *arguments: str | Path) -> dict[str, Any]:

@@ -219,11 +219,14 @@ def test_a_generation_that_takes_too_long_is_408_or_ends_its_stream(server: Serv
 
 def test_a_stop_signal_lets_the_running_request_end(server: Server, tmp_path: Path) -> None:
     process = Process(server, tmp_path / "log")
-    with openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client:
-        running = iter(client.completions.create(**LONG | {"max_tokens": 200}, stream=True))
+    with (
+        openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client,
+        httpx.Client(base_url=process.url, timeout=60) as health,
+    ):
+        running = iter(client.completions.create(**LONG | {"max_tokens": 1000}, stream=True))
         next(running)
         process.child.terminate()
-        while httpx.get(f"{process.url}/health").status_code == 200:  # until the signal is seen
+        while health.get("/health").status_code == 200:  # until the signal is seen
             time.sleep(0.02)
         with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
             client.completions.create(model="mixtral", prompt=STORY, max_tokens=1)

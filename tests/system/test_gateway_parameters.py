@@ -81,10 +81,9 @@ def test_a_seed_repeats_the_text_and_another_does_not(ask: Asker) -> None:
 
 
 @pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
-def test_penalties_keep_tokens_from_coming_twice(ask: Asker, name: str) -> None:
-    plain, spread = (ask.tokens(**GREEDY, ignore_eos=True, **{name: penalty}) for penalty in (0, 50))
-    assert len(set(plain)) < len(plain) == 24
-    assert len(set(spread)) == len(spread) == 24
+def test_penalties_make_tokens_come_again_less_often(ask: Asker, name: str) -> None:
+    plain, spread = (ask.tokens(**GREEDY, ignore_eos=True, **{name: penalty}) for penalty in (0, 2))
+    assert len(set(spread)) > len(set(plain))
 
 
 def test_a_repetition_penalty_spreads_the_tokens(ask: Asker) -> None:
@@ -93,11 +92,11 @@ def test_a_repetition_penalty_spreads_the_tokens(ask: Asker) -> None:
 
 
 def test_a_frequency_penalty_grows_with_each_time_and_a_presence_penalty_does_not(ask: Asker) -> None:
-    """One token is pushed by 80; 30 a time keeps it from the third time on, 30 once does not keep it at all."""
-    pushed: dict[str, Any] = {"logit_bias": {"300": 80}, "ignore_eos": True, **GREEDY}
+    """One token is pushed by 20: 2 a time keep it from coming again after about ten times, 2 once do not."""
+    pushed: dict[str, Any] = {"logit_bias": {"300": 20}, "ignore_eos": True, **GREEDY}
     (token,) = set(ask.tokens(**pushed))
-    assert ask.tokens(**pushed, presence_penalty=30) == [token] * 24
-    assert 1 <= ask.tokens(**pushed, frequency_penalty=30).count(token) <= 4
+    assert ask.tokens(**pushed, presence_penalty=2) == [token] * 24
+    assert 1 <= ask.tokens(**pushed, frequency_penalty=2).count(token) <= 16
 
 
 def test_a_logit_bias_forces_and_bans(ask: Asker, server: Server) -> None:

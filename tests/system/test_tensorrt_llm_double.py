@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system_server import Answer, Server, free_address, idle
+from system_fixtures import ROOT, triton_server
+from system_server import Answer, Server, idle
 
 from mixtral_runtime.manifest import Manifest
 from mixtral_serving.server.installation import unsupported_platform
-from mixtral_serving.server.process import ServerProcess
-from mixtral_serving.server.self_test import self_test
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once upon a time"
 QUEUE, BATCH = 16, 4
 FOREVER: dict[str, Any] = {"max_tokens": 500, "ignore_eos": True, "stream": True}
@@ -47,18 +45,11 @@ def double(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         f"[tensorrt_llm]\nmax_batch_size = {BATCH}\nmax_queue_size = {QUEUE}\ncuda_graph_mode = true\n"
         "cuda_graph_cache_size = 4\n[engine]\ndrain_s = 1\n"
     )
-    address, log_path = free_address(), folder / "log"
-    with pytest.MonkeyPatch.context() as patch, log_path.open("w") as log:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXTRAL_TRTLLM_BINDINGS", "trtllm_double")
         patch.setenv("MIXTRAL_PLUGIN_PATH", str(ROOT / "tests" / "support"))
-        with ServerProcess(ROOT / "model_repository", directory, address, config, log=log, verbose=True) as process:
-            try:
-                process.wait_until_ready(120)
-                self_test(address)
-            except Exception:
-                print(log_path.read_text(errors="replace")[-5000:])
-                raise
-            yield Server(address)
+        with triton_server(directory, folder, config) as server:
+            yield server
 
 
 def observed(answer: Answer) -> dict[str, Any]:

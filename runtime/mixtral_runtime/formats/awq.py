@@ -4,15 +4,16 @@ Input channels that carry large activations are made larger in the weight before
 activations by the same factor. Which factors, `mixtral_build.awq_search` finds out; without them it is plain rounding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
-from mixtral_runtime.formats.dense import tiled_linear
+from mixtral_runtime.formats.dense import gpu_takes, tiled_linear
 from mixtral_runtime.formats.int4 import (
     GROUP_SIZE,
     KernelExperts,
@@ -53,6 +54,21 @@ class AwqKernel(AwqLinear):
 
     def __call__(self, x: Tensor) -> Tensor:
         return kernel_linear(x, KernelWeight(self.weight, self.scales, prequant_scale=self.prequant_scale))
+
+
+class AwqGpu(AwqLinear):
+    """The same through the GPU kernels, which multiply sums of a group by its scale."""
+
+    @cached_property
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        from mixtral_runtime.kernels.gpu.matmul import GpuLinear
+        from mixtral_runtime.kernels.gpu.weights import int4_weight
+
+        weight = int4_weight(self.weight, self.scales, self.scales.dtype, prequant_scale=self.prequant_scale)
+        return GpuLinear(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +121,8 @@ class Awq:
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         kind = AwqKernel if kernel_takes(tensors["weight"]) else AwqLinear
+        if gpu_takes(tensors["weight"], dtype):
+            kind = AwqGpu
         return kind(
             tensors["weight"],
             tensors["weights_scaling_factor"].to(dtype),
@@ -112,6 +130,8 @@ class Awq:
         )
 
     def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if gpu_takes(fc["weight"], dtype):
+            return _gpu_experts(fc, proj, dtype)
         if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
             return None
         stacks = [
@@ -123,3 +143,23 @@ class Awq:
             for one in (fc, proj)
         ]
         return KernelExperts(*stacks)
+
+
+def _gpu_experts(fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+    """None where experts scale the same activations by different factors, which no build of ours makes."""
+    from mixtral_runtime.kernels.gpu.experts import GpuExperts
+    from mixtral_runtime.kernels.gpu.weights import int4_weight
+
+    factors = fc["prequant_scaling_factor"]
+    if not torch.equal(factors, factors[:1].expand_as(factors)):
+        return None
+    weights = (
+        int4_weight(
+            one["weight"],
+            one["weights_scaling_factor"],
+            dtype,
+            prequant_scale=one["prequant_scaling_factor"],
+        )
+        for one in (fc, proj)
+    )
+    return GpuExperts(*weights)

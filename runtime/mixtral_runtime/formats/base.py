@@ -32,7 +32,8 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, in] -> [tokens, out], in x's dtype. Row i of the result depends on row i of x alone, bit for bit:
-        that is what makes a request's tokens independent of the batch it runs in."""
+        that is what makes a request's tokens independent of the batch it runs in. Not so on a GPU, where few rows and
+        many take different kernels: there its last bits depend on the number of rows too, on nothing else."""
         ...
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
@@ -46,7 +47,7 @@ class FusedExperts(Protocol):
     def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x: [tokens, hidden]; experts int64 and weights float32: [tokens, top_k]. -> [tokens, hidden] in x's dtype: of
         each token's experts SwiGLU and down projection, times their weights, summed. Row i depends on row i of the
-        three alone, bit for bit."""
+        three alone, bit for bit; on a GPU on their number too, as for Linear."""
         ...
 
 

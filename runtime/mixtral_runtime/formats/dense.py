@@ -9,8 +9,10 @@ from torch import Tensor
 
 from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
 from mixtral_runtime.kernels import cpu_path
+from mixtral_runtime.kernels.availability import gpu_kernels_serve
 
 ROWS_PER_TILE = 16
+GPU_DTYPES = (torch.bfloat16, torch.float16)
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -47,6 +49,13 @@ class DenseKernel(DenseLinear):
         return cast(Tensor, torch.ops.mixtral_cpu.dense_linear(x.contiguous(), self.weight))
 
 
+class DenseGpu(DenseLinear):
+    """The same on a GPU, by its library: whatever the number of rows, one product."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
 class DenseExperts:
     """fc, proj: [experts, out, in] in the activations' dtype. What lies between the two products is rounded to it once,
     and each expert's answer only when all are summed."""
@@ -57,6 +66,11 @@ class DenseExperts:
     def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         routed = (x.contiguous(), experts.contiguous(), weights.contiguous())
         return cast(Tensor, torch.ops.mixtral_cpu.dense_experts(*routed, *self._weights))
+
+
+def gpu_takes(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the GPU kernels multiply weights on this device by activations of `dtype`."""
+    return dtype in GPU_DTYPES and gpu_kernels_serve(weight.device)
 
 
 def kernel_takes(weight: Tensor) -> bool:
@@ -88,8 +102,15 @@ class Dense:
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         weight = tensors["weight"].to(dtype)
+        if gpu_takes(weight, dtype):
+            return DenseGpu(weight)
         return DenseKernel(weight) if kernel_takes(weight) else DenseLinear(weight)
 
     def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
         weights = [tensors["weight"].to(dtype) for tensors in (fc, proj)]
+        if gpu_takes(weights[0], dtype):
+            from mixtral_runtime.kernels.gpu.experts import GpuExperts
+            from mixtral_runtime.kernels.gpu.weights import dense_weight
+
+            return GpuExperts(*map(dense_weight, weights))
         return DenseExperts(*weights) if all(map(kernel_takes, weights)) else None

@@ -3,13 +3,14 @@ static scale per tensor. The names, shapes and the sharing of scales are those o
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
-from mixtral_runtime.formats.dense import tiled_linear
+from mixtral_runtime.formats.dense import gpu_takes, tiled_linear
 from mixtral_runtime.kernels import cpu_path
 
 E4M3 = torch.float8_e4m3fn
@@ -83,6 +84,24 @@ class Fp8Kernel(Fp8Linear):
         return cast(Tensor, torch.ops.mixtral_cpu.fp8_linear(x.contiguous(), self.weight, *scales))
 
 
+class Fp8Gpu(Fp8Linear):
+    """The same through the GPU kernels, for activations of `dtype`."""
+
+    def __init__(self, weight: Tensor, weight_scale: Tensor, activation_scale: Tensor, *, dtype: torch.dtype) -> None:
+        super().__init__(weight, weight_scale, activation_scale)
+        self._dtype = dtype
+
+    @cached_property
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        from mixtral_runtime.kernels.gpu.matmul import GpuLinear
+        from mixtral_runtime.kernels.gpu.weights import fp8_weight
+
+        return GpuLinear(fp8_weight(self.weight, self.weight_scale, self.activation_scale, dtype=self._dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x)
+
+
 class Fp8Experts:
     """FusedExperts of stacked weights: for fc and proj E4M3 [experts, out, in], its scales [experts, 1] and that of the
     activations [1], both float32. What lies between the two products is rounded to the activations' dtype once, then to
@@ -134,15 +153,19 @@ class Fp8:
         return {f"{stem}activation_scaling_factor": self.activation_scales[weight_name]}
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
+        scales = [tensors[f"{name}_scaling_factor"].reshape(()) for name in ("weights", "activation")]
+        if gpu_takes(tensors["weight"], dtype):
+            return Fp8Gpu(tensors["weight"], *scales, dtype=dtype)
         kind = Fp8Kernel if kernel_takes(tensors["weight"]) else Fp8Linear
-        return kind(
-            tensors["weight"],
-            tensors["weights_scaling_factor"].reshape(()),
-            tensors["activation_scaling_factor"].reshape(()),
-        )
+        return kind(tensors["weight"], *scales)
 
     def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        names = ("weight", "weights_scaling_factor", "activation_scaling_factor")
+        if gpu_takes(fc["weight"], dtype):
+            from mixtral_runtime.kernels.gpu.experts import GpuExperts
+            from mixtral_runtime.kernels.gpu.weights import fp8_weight
+
+            return GpuExperts(*(fp8_weight(*(one[name] for name in names), dtype=dtype) for one in (fc, proj)))
         if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
             return None
-        names = ("weight", "weights_scaling_factor", "activation_scaling_factor")
         return Fp8Experts(*(one[name].contiguous() for one in (fc, proj) for name in names))

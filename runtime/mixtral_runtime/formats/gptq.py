@@ -5,6 +5,7 @@ in the arrangement alone: values packed as for AWQ [out / 2, in] and factors [ou
 transposed and the values in the kernel layout already in the checkpoint.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
-from mixtral_runtime.formats.dense import tiled_linear
+from mixtral_runtime.formats.dense import gpu_takes, tiled_linear
 from mixtral_runtime.formats.int4 import (
     GROUP_SIZE,
     LOWEST,
@@ -61,6 +62,20 @@ class GptqKernel(GptqLinear):
 
     def __call__(self, x: Tensor) -> Tensor:
         return kernel_linear(x, KernelWeight(self.weight, self.scales, self.offsets))
+
+
+class GptqGpu(GptqLinear):
+    """The same through the GPU kernels, which multiply sums of a group by its scale."""
+
+    @cached_property
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        from mixtral_runtime.kernels.gpu.matmul import GpuLinear
+        from mixtral_runtime.kernels.gpu.weights import int4_weight
+
+        return GpuLinear(int4_weight(self.weight, self.scales, self.scales.dtype, self.offsets))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x)
 
 
 def whole_zeros(scales: Tensor, zeros: Tensor) -> Tensor:
@@ -122,9 +137,25 @@ class Gptq:
 
     def linear(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> Linear:
         kind = GptqKernel if kernel_takes(tensors["weight"]) else GptqLinear
+        if gpu_takes(tensors["weight"], dtype):
+            kind = GptqGpu
         return kind(tensors["weight"], tensors["weights_scaling_factor"].contiguous(), tensors["zero"], dtype)
 
     def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if gpu_takes(fc["weight"], dtype):
+            from mixtral_runtime.kernels.gpu.experts import GpuExperts
+            from mixtral_runtime.kernels.gpu.weights import int4_weight
+
+            weights = (
+                int4_weight(
+                    one["weight"],
+                    one["weights_scaling_factor"],
+                    dtype,
+                    whole_zeros(one["weights_scaling_factor"], one["zero"]),
+                )
+                for one in (fc, proj)
+            )
+            return GpuExperts(*weights)
         if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
             return None
         stacks = [

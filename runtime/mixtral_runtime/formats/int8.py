@@ -1,7 +1,9 @@
 """Int8 weights, 16-bit activations (TensorRT-LLM's W8A16): symmetric, one scale per output channel."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from mixtral_runtime.errors import CheckpointError
 from mixtral_runtime.formats.base import FusedExperts, Linear, TensorSpec
-from mixtral_runtime.formats.dense import tiled_linear
+from mixtral_runtime.formats.dense import gpu_takes, tiled_linear
 from mixtral_runtime.formats.int8_layout import check_shape, from_kernel_layout, to_kernel_layout
 from mixtral_runtime.kernels import cpu_path
 
@@ -105,6 +107,20 @@ class Int8Kernel(Int8Linear):
         return cast(Tensor, torch.ops.mixtral_cpu.int8_linear(x.contiguous(), self.weight, self._float_scales))
 
 
+class Int8Gpu(Int8Linear):
+    """The same through the GPU kernels: activations as they are, sums in float32."""
+
+    @cached_property
+    def _product(self) -> Callable[[Tensor], Tensor]:
+        from mixtral_runtime.kernels.gpu.matmul import GpuLinear
+        from mixtral_runtime.kernels.gpu.weights import int8_weight
+
+        return GpuLinear(int8_weight(self.weight, self.scales, self.scales.dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x)
+
+
 class Int8Experts:
     """fc, proj: int8 [experts, out, in]; scales [experts, out] in the activations' dtype."""
 
@@ -163,9 +179,16 @@ class Int8:
                 f"`mixtral-build engine CHECKPOINT_DIR ENGINE_DIR --runtime pytorch` converts them"
             )
         kind = Int8Kernel if kernel_takes(tensors["weight"]) else Int8Linear
+        if gpu_takes(tensors["weight"], dtype):
+            kind = Int8Gpu
         return kind(tensors["weight"].contiguous(), tensors["per_channel_scale"].to(dtype))
 
     def fused_experts(self, fc: dict[str, Tensor], proj: dict[str, Tensor], dtype: torch.dtype) -> FusedExperts | None:
+        if gpu_takes(fc["weight"], dtype):
+            from mixtral_runtime.kernels.gpu.experts import GpuExperts
+            from mixtral_runtime.kernels.gpu.weights import int8_weight
+
+            return GpuExperts(*(int8_weight(one["weight"], one["per_channel_scale"], dtype) for one in (fc, proj)))
         if not (kernel_takes(fc["weight"]) and kernel_takes(proj["weight"])):
             return None
         scales = [tensors["per_channel_scale"].to(dtype) for tensors in (fc, proj)]

@@ -5,7 +5,7 @@ but a token's position: in plain PyTorch queries are taken in tiles of TILE rows
 against the keys 0 to the tile's end. Rows of the tile that are not in the batch (earlier chunks, future tokens) are
 zeros and are thrown away. Decode is a tile with one live row. Prefilled in one chunk or in many, or decoded, alone or
 among others, a token gets the same bits. The CPU kernel promises the same with partitions of keys at absolute positions
-(kernels/cpu/attention.cpp); its bits are others.
+(kernels/cpu/attention.cpp); its bits are others. The GPU kernels give it up for speed (kernels/gpu/attention.py).
 """
 
 from typing import Protocol, cast
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.kernels import cpu_path
+from mixtral_runtime.kernels.availability import gpu_kernels_serve
 from mixtral_runtime.pytorch.batch import Batch, Span
-from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, KvCache
+from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, KvCache, cache_dtype
 from mixtral_runtime.pytorch.rotary import Rotary
 
 TILE = 16  # query rows
@@ -35,6 +36,11 @@ class Attention(Protocol):
 
 def paged_attention(config: CheckpointConfig, device: torch.device, dtype: torch.dtype) -> Attention:
     """dtype: of the activations."""
+    if dtype.itemsize == 2 and gpu_kernels_serve(device):
+        from mixtral_runtime.kernels.gpu.attention import HEAD_SIZES, GpuAttention
+
+        if config.head_size in HEAD_SIZES:
+            return GpuAttention.of(config, device, cache_dtype(config, dtype))
     if device.type == "cpu" and cpu_path() != "none":
         return KernelAttention(config, device)
     return PlainAttention(config, device, dtype)

@@ -30,6 +30,18 @@ class Filters:
         return Filters(self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """report: [2 or 3, rows] int64 on the device: the tokens, whether a row's logits were finite (else its token means
+    nothing), and, by the GPU kernels, whether the token ends the row: as end token or stop sequence of one."""
+
+    report: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        return self.report[0]
+
+
 def best(logits: Tensor) -> Tensor:
     """[rows, vocab] without NaN -> [rows] int64, the first of the largest."""
     if logits.is_cpu:  # PyTorch's own is not vectorised there, and ten times slower

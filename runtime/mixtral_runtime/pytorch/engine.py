@@ -20,7 +20,7 @@ from mixtral_runtime.pytorch.block_pool import BlockPool
 from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs, cuda_recorder
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE, cache_dtype, plan_blocks
 from mixtral_runtime.pytorch.model import MixtralModel
-from mixtral_runtime.pytorch.sampler import Sampler
+from mixtral_runtime.pytorch.sampler import new_sampler
 from mixtral_runtime.pytorch.scheduler import Scheduler, Work
 from mixtral_runtime.pytorch.sequence import Sequence
 from mixtral_runtime.pytorch.settings import PyTorchSettings
@@ -264,12 +264,12 @@ class PyTorchEngine:
 
 def _new_runner(model: MixtralModel, blocks: int, limits: EngineLimits, settings: PyTorchSettings) -> StepRunner:
     """blocks: of the KV cache that sequences may have."""
-    sampler = Sampler(limits.max_batch_size, model.config.vocab_size, model.device)
+    sampler = new_sampler(limits.max_batch_size, model.config.vocab_size, model.device)
     if model.device.type != "cuda":
         return StepRunner(model, model.new_cache(blocks), sampler)
     graphs = None
     cache = model.new_cache(blocks + 1)
-    if settings.decode_graphs:
+    if settings.decode_graphs and model.recordable:
         graphs = DecodeGraphs(model, cache, limits.max_batch_size, limits.max_seq_len, cuda_recorder())
     runner = StepRunner(model, cache, sampler, graphs)
     runner.warm_up(limits)

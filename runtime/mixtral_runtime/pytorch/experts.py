@@ -34,6 +34,10 @@ class Experts:
         self.proj = proj
         self._fused = fused
 
+    @property
+    def fused(self) -> bool:
+        return self._fused is not None
+
     def __call__(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x: [tokens, hidden]; experts, weights: [tokens, top_k] from `route`."""
         if self._fused is not None:

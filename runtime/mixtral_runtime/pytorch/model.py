@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mixtral_runtime.checkpoint import Checkpoint
 from mixtral_runtime.config import CheckpointConfig
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_runtime.formats import Linear
+from mixtral_runtime.kernels.availability import gpu_kernels_serve
 from mixtral_runtime.plan import blocks_for
-from mixtral_runtime.pytorch.attention import paged_attention
+from mixtral_runtime.pytorch.attention import PlainAttention, paged_attention
 from mixtral_runtime.pytorch.batch import Batch, BatchBuilder
 from mixtral_runtime.pytorch.experts import Experts
 from mixtral_runtime.pytorch.kv_cache import KvCache
@@ -54,8 +54,9 @@ class MixtralModel:
         self._layers = layers
         self._lm_head = lm_head
         self._attention = paged_attention(config, device, dtype)
-        self._ops = layer_ops(config.norm_epsilon, config.moe.top_k, device)
-        self._routers = [layer.router.dequantize(torch.float32) for layer in layers]  # [experts, hidden] each
+        self._ops = layer_ops(config.norm_epsilon, config.moe.top_k, config.moe.num_experts, device)
+        # [experts, hidden] each
+        self._routers = [self._ops.router(layer.router.dequantize(torch.float32)) for layer in layers]
         # A layer's output goes through the next one's norm at once, the last one's through the final norm.
         self._next_norms = [*(layer.input_layernorm for layer in layers[1:]), final_norm]
 
@@ -75,6 +76,12 @@ class MixtralModel:
         lm_head = weights.lm_head(dtype)
         return cls(config, embedding, layers, weights.norm("transformer.ln_f"), lm_head, device, dtype)
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a step of decoding is launched without waiting for the device, so that a CUDA graph can hold it."""
+        on_kernels = gpu_kernels_serve(self.device) and not isinstance(self._attention, PlainAttention)
+        return on_kernels and all(layer.experts.fused for layer in self._layers)
+
     def new_cache(self, total_blocks: int) -> KvCache:
         """An empty cache in the dtype, and with the scales, that the checkpoint says."""
         scales = [layer.kv_scale for layer in self._layers if layer.kv_scale is not None]
@@ -82,13 +89,14 @@ class MixtralModel:
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Writes the batch's keys and values into the cache and returns [tokens, hidden], ready for `logits`."""
-        x = F.embedding(batch.token_ids, self._embedding).to(self.dtype)  # [tokens, hidden]
-        normed = self._ops.norm(x, self._layers[0].input_layernorm)
+        ops = self._ops
+        first_norm = self._layers[0].input_layernorm
+        x, normed = ops.embed_norm(batch.token_ids, self._embedding, first_norm, self.dtype)  # [tokens, hidden] each
         for i, layer in enumerate(self._layers):
             attended = self._attention(i, layer.qkv(normed), cache, batch)
-            x, normed = self._ops.add_norm(x, layer.dense(attended), layer.post_layernorm)
-            routed = self._ops.route(normed, self._routers[i])
-            x, normed = self._ops.add_norm(x, layer.experts(normed, *routed), self._next_norms[i])
+            attended = layer.dense(attended)
+            x, normed, *routed = ops.add_norm_route(x, attended, layer.post_layernorm, self._routers[i])
+            x, normed = ops.add_norm(x, layer.experts(normed, *routed), self._next_norms[i])
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 def hashed_seeds(seeds: list[int]) -> Tensor:
     """seeds: from 0 to 2**64 - 1 -> [rows] int64, what `uniforms` takes."""
-    return _mix(torch.tensor([_signed(seed) for seed in seeds]))
+    return _mix(torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64))
 
 
 def uniforms(hashed: Tensor, steps: Tensor) -> Tensor:

@@ -5,13 +5,16 @@ same sequences run. Every row is treated on its own and its random number depend
 tokens are the same in every batch.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mixtral_runtime.engine import Request
-from mixtral_runtime.pytorch.choice import FEW, MANY, Filters, best, draw_bounded, draw_unbounded
+from mixtral_runtime.kernels.availability import gpu_kernels_serve
+from mixtral_runtime.pytorch.choice import FEW, MANY, Choice, Filters, best, draw_bounded, draw_unbounded
+from mixtral_runtime.pytorch.gpu_sampler import GpuSampler
 from mixtral_runtime.pytorch.history import History
 from mixtral_runtime.pytorch.logit_rules import (
     BadSequences,
@@ -67,6 +70,16 @@ class Sampler:
             else:
                 tokens[group.rows] = draw_unbounded(part, group.filters, uniform)
         return tokens
+
+    def warm_up(self) -> None:
+        """Nothing is compiled here."""
+
+    def choose(self, logits: Tensor, sequences: list[Sequence]) -> Choice:
+        """As `sample`, for logits that need not be finite."""
+        finite = (logits.amin(dim=-1) > -math.inf) & (logits.amax(dim=-1) < math.inf)  # NaN is neither
+        if not logits.is_cpu or not finite.all():
+            logits = logits.nan_to_num()
+        return Choice(torch.stack((self.sample(logits, sequences), finite.long())))
 
     def append(self, tokens: Tensor) -> None:
         """Takes note of what was sampled: each sequence of the batch has one more token now."""
@@ -125,3 +138,11 @@ class Sampler:
 
     def _ids(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+AnySampler = Sampler | GpuSampler
+
+
+def new_sampler(max_batch_size: int, vocab_size: int, device: torch.device) -> AnySampler:
+    """The one for the device."""
+    return (GpuSampler if gpu_kernels_serve(device) else Sampler)(max_batch_size, vocab_size, device)

@@ -6,14 +6,13 @@ slots that a repetition writes alike, and the scheduler's note of what was launc
 """
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mixtral_runtime.engine import EngineLimits, Request, SamplingParams, TopLogProbs
+from mixtral_runtime.engine import EngineLimits, TopLogProbs
 from mixtral_runtime.errors import Internal
 from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch import log_probs
@@ -21,9 +20,8 @@ from mixtral_runtime.pytorch.batch import Batch, BatchBuilder, HostBatch
 from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs
 from mixtral_runtime.pytorch.kv_cache import KvCache
 from mixtral_runtime.pytorch.model import MixtralModel
-from mixtral_runtime.pytorch.sampler import Sampler
+from mixtral_runtime.pytorch.sampler import AnySampler
 from mixtral_runtime.pytorch.scheduler import Work
-from mixtral_runtime.pytorch.sequence import Sequence
 
 LOGITS_ROWS = 64  # of a prompt at once: the logits of a whole prompt could outgrow the model
 
@@ -62,7 +60,7 @@ class Step:
 
 class StepRunner:
     def __init__(
-        self, model: MixtralModel, cache: KvCache, sampler: Sampler, graphs: DecodeGraphs | None = None
+        self, model: MixtralModel, cache: KvCache, sampler: AnySampler, graphs: DecodeGraphs | None = None
     ) -> None:
         """graphs: of the decode steps, where they are recorded."""
         self._model = model
@@ -99,11 +97,8 @@ class StepRunner:
                 length = min(left, limits.max_input_len)
                 builder.add([0] * length, 0, [0] * blocks_for(length))
             batch = builder.build(self._model.device)
-            logits = self._model.logits(self._model.forward(batch, self._cache)[batch.last_rows])
-        every_way = [SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=2)]
-        sequences = [Sequence(0, Request([0], 1, sampling=params), None) for params in every_way]
-        self._sampler.sample(logits[:1].nan_to_num().repeat(len(sequences), 1), sequences)
-        self._sampler.forget()
+            self._model.logits(self._model.forward(batch, self._cache)[batch.last_rows])
+        self._sampler.warm_up()
 
     @torch.inference_mode()
     def launch(self, work: list[Work], before: Step | None = None) -> Step:
@@ -140,15 +135,12 @@ class StepRunner:
         if not sampled:
             nothing = torch.zeros(2, 0, dtype=torch.int64)
             return Step(results, sampled, nothing[0].to(logits.device), nothing, None, _device_done(logits.device))
-        finite = (logits.amin(dim=-1) > -math.inf) & (logits.amax(dim=-1) < math.inf)  # NaN is neither
-        if not logits.is_cpu or not finite.all():
-            logits = logits.nan_to_num()
-        tokens = self._sampler.sample(logits, [result.work.sequence for result in sampled])
+        choice = self._sampler.choose(logits, [result.work.sequence for result in sampled])
         wanted = [row for row, result in enumerate(sampled) if _wants_log_probs(result)]
-        normalised = logits[wanted].log_softmax(dim=-1) if wanted else None
-        self._sampler.append(tokens)
-        report = torch.stack((tokens, finite.long())).to("cpu", non_blocking=True)
-        return Step(results, sampled, tokens, report, normalised, _device_done(logits.device))
+        normalised = logits[wanted].nan_to_num().log_softmax(dim=-1) if wanted else None
+        self._sampler.append(choice.tokens)
+        report = choice.report[:2].to("cpu", non_blocking=True)
+        return Step(results, sampled, choice.tokens, report, normalised, _device_done(logits.device))
 
 
 def _device_done(device: torch.device) -> Callable[[], object]:

@@ -48,6 +48,8 @@ class WeightLoader:
     def experts(self, name: str) -> Experts:
         """name: of the layer's mixture, such as `transformer.layers.0.mlp`."""
         fc, proj = (self._quantized(f"{name}.{matrix}") for matrix in ("fc", "proj"))
+        if self._format is self._dense:  # in the activations' dtype once, not for `fused` and again for each expert
+            fc, proj = ({suffix: stack.to(self._dtype) for suffix, stack in one.items()} for one in (fc, proj))
         fused = self._format.fused_experts(fc, proj, self._dtype)
         return Experts(self._one_by_one(fc), self._one_by_one(proj), fused)
 

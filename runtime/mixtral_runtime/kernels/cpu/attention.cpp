@@ -22,6 +22,7 @@
 
 #include "arena.h"
 #include "bf16_tiles.h"
+#include "bits.h"
 #include "numbers.h"
 #include "parallel.h"
 #include "path.h"
@@ -129,29 +130,8 @@ int64_t multiplications(const Problem& problem, const Plan& plan) {
 
 }  // namespace
 
-MIXTRAL_BEGIN_AVX2
-namespace avx2 {
-namespace {
-#define VECTOR_AVX512 0
-#include "vector.inc"
-#include "e4m3.inc"
-#include "attention.inc"
-#undef VECTOR_AVX512
-}  // namespace
-}  // namespace avx2
-MIXTRAL_END
-
-MIXTRAL_BEGIN_AVX512
-namespace avx512 {
-namespace {
-#define VECTOR_AVX512 1
-#include "vector.inc"
-#include "e4m3.inc"
-#include "attention.inc"
-#undef VECTOR_AVX512
-}  // namespace
-}  // namespace avx512
-MIXTRAL_END
+#define KERNEL "attention.inc"
+#include "vector_paths.inc"
 
 MIXTRAL_BEGIN_AMX
 namespace amx {
@@ -165,8 +145,9 @@ MIXTRAL_END
 
 namespace {
 
-template <class T, class Work>
-void run(Problem& problem, int64_t span_count, int64_t width, Work work) {
+// width: a column's floats in a partition's state.
+template <class Work>
+void run(const Problem& problem, int64_t span_count, int64_t width, const Work& work) {
     Plan plan;
     make_plan(problem, span_count, COLUMNS * (width + 2), threads(), plan);
     const int team = multiplications(problem, plan) < SERIAL ? 1 : std::min<int>(threads(), plan.tasks.size());
@@ -177,17 +158,8 @@ void run(Problem& problem, int64_t span_count, int64_t width, Work work) {
     }
 }
 
-template <class T>
-void run_vectors(Problem& problem, int64_t span_count) {
-    const int64_t width = ceil_div(problem.head_size, 16) * 16;
-    if (path() == Path::avx2)
-        run<T>(problem, span_count, width, avx2::work<T, avx2::VectorEngine<T>>);
-    else
-        run<T>(problem, span_count, width, avx512::work<T, avx512::VectorEngine<T>>);
-}
-
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 // queries: [tokens, heads * head_size]. storage: [layers, 2, blocks, BLOCK, kv_heads, head_size] of the same dtype, or
 // uint8 for E4M3 with scales [layers] float32. spans: [spans, 4] int64, tables: [blocks] int32; see Problem.
@@ -217,13 +189,9 @@ Tensor paged_attention(Tensor queries, Tensor storage, std::optional<Tensor> sca
     problem.tables = static_cast<const int32_t*>(tables.data_ptr());
     const int64_t count = spans.size(0);
     if (dtype == ScalarType::BFloat16 && path() == Path::amx && head_size % 32 == 0 && head_size <= amx::MAX_WIDTH)
-        run<BF16>(problem, count, head_size, amx::work_tiles);
-    else if (dtype == ScalarType::BFloat16)
-        run_vectors<BF16>(problem, count);
-    else if (dtype == ScalarType::Half)
-        run_vectors<F16>(problem, count);
+        run(problem, count, head_size, amx::work_tiles);
     else
-        run_vectors<float>(problem, count);
+        run(problem, count, ceil_div(head_size, 16) * 16, FOR_PATH_AND_TYPE(work_vectors, dtype));
     return output;
 }
 

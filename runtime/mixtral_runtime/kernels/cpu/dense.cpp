@@ -58,29 +58,8 @@ struct Experts {
 
 }  // namespace
 
-MIXTRAL_BEGIN_AVX2
-namespace avx2 {
-namespace {
-#define VECTOR_AVX512 0
-#include "vector.inc"
-#include "product.inc"
-#include "dense.inc"
-#undef VECTOR_AVX512
-}  // namespace
-}  // namespace avx2
-MIXTRAL_END
-
-MIXTRAL_BEGIN_AVX512
-namespace avx512 {
-namespace {
-#define VECTOR_AVX512 1
-#include "vector.inc"
-#include "product.inc"
-#include "dense.inc"
-#undef VECTOR_AVX512
-}  // namespace
-}  // namespace avx512
-MIXTRAL_END
+#define KERNEL "dense.inc"
+#include "vector_paths.inc"
 
 MIXTRAL_BEGIN_AMX
 namespace amx {
@@ -103,21 +82,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <class T>
-void linear_vectors(const void* x, const void* weight, void* y, int64_t tokens, int64_t out, int64_t size) {
-    if (path() == Path::avx2)
-        avx2::linear<T, avx2::VectorProduct<T>>(x, weight, y, tokens, out, size);
-    else
-        avx512::linear<T, avx512::VectorProduct<T>>(x, weight, y, tokens, out, size);
-}
-
-template <class T>
-void experts_vectors(const Experts& e, const Routing& routing) {
-    if (path() == Path::avx2)
-        avx2::experts<T, avx2::VectorProduct<T>>(e, routing);
-    else
-        avx512::experts<T, avx512::VectorProduct<T>>(e, routing);
-}
+bool takes_tiles(ScalarType dtype) { return dtype == ScalarType::BFloat16 && path() == Path::amx; }
 
 // x [tokens, in], weight [out, in] of one dtype, contiguous -> [tokens, out].
 Tensor dense_linear(Tensor x, Tensor weight) {
@@ -125,10 +90,7 @@ Tensor dense_linear(Tensor x, Tensor weight) {
     const int64_t tokens = x.size(0), out = weight.size(0), size = weight.size(1);
     const auto dtype = x.scalar_type();
     Tensor y = torch::stable::new_empty(x, {tokens, out});
-    const auto multiply = dtype == ScalarType::BFloat16 && path() == Path::amx ? amx::linear_tiles
-                          : dtype == ScalarType::BFloat16                      ? linear_vectors<BF16>
-                          : dtype == ScalarType::Half                          ? linear_vectors<F16>
-                                                                               : linear_vectors<float>;
+    const auto multiply = takes_tiles(dtype) ? amx::linear_tiles : FOR_PATH_AND_TYPE(linear_vectors, dtype);
     if (tokens > 0) multiply(x.data_ptr(), weight.data_ptr(), y.data_ptr(), tokens, out, size);
     return y;
 }
@@ -145,10 +107,7 @@ Tensor dense_experts(Tensor x, Tensor chosen, Tensor weights, Tensor fc, Tensor 
     if (e.tokens == 0) return result;
     const int64_t pairs = e.tokens * e.top_k;
     const Routing routing(static_cast<const int64_t*>(chosen.data_ptr()), pairs, e.top_k, fc.size(0), pairs + 1);
-    const auto compute = dtype == ScalarType::BFloat16 && path() == Path::amx ? amx::experts_tiles
-                         : dtype == ScalarType::BFloat16                      ? experts_vectors<BF16>
-                         : dtype == ScalarType::Half                          ? experts_vectors<F16>
-                                                                              : experts_vectors<float>;
+    const auto compute = takes_tiles(dtype) ? amx::experts_tiles : FOR_PATH_AND_TYPE(experts_vectors, dtype);
     compute(e, routing);
     return result;
 }

@@ -118,18 +118,13 @@ inline void multiply_few(const Matrix& w, int64_t row, int64_t rows, const uint1
         for (int t = 0; t < TOKENS; ++t) out[t * ROWS + i] = sum_lanes(sums[i][t]) * UNPACKED_UNIT * w.scale;
 }
 
+#include "fp8_blocks.inc"
+
 }  // namespace
 
 void multiply_avx2(const Matrix& w, int64_t first_row, int64_t rows, const Tokens& x, int64_t first_token,
                    int64_t count, float* out) {
-    for (int64_t row = 0; row < rows; row += 4) {
-        const int64_t here = std::min<int64_t>(4, rows - row);
-        const uint16_t* values = x.values + first_token * x.k;
-        int64_t t = 0;
-        for (; t + 2 <= count; t += 2)
-            multiply_few<2>(w, first_row + row, here, values + t * x.k, x.k, out + t * ROWS + row);
-        if (t < count) multiply_few<1>(w, first_row + row, here, values + t * x.k, x.k, out + t * ROWS + row);
-    }
+    multiply_blocks<2>(w, first_row, rows, x, first_token, count, out);
 }
 
 }  // namespace mixtral::fp8

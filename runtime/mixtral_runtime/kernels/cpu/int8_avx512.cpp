@@ -2,8 +2,7 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
+#include "bits.h"
 #include "int8.h"
 
 MIXTRAL_BEGIN_AVX512
@@ -20,10 +19,8 @@ void quantize_row_avx512(const float* x, const Activations& out, int64_t row) {
     __m512i bits = _mm512_setzero_si512();
     for (int64_t k = 0; k < in; k += 16)
         bits = _mm512_max_epu32(bits, _mm512_and_si512(_mm512_castps_si512(load(k)), _mm512_set1_epi32(0x7fffffff)));
-    const uint32_t amax_bits = _mm512_reduce_max_epu32(bits);
-    float amax, inverse;
-    std::memcpy(&amax, &amax_bits, 4);
-    out.scales[row] = activation_scale(amax, out.planes, inverse);
+    float inverse;
+    out.scales[row] = activation_scale(as_float(_mm512_reduce_max_epu32(bits)), out.planes, inverse);
     const __m512 factor = _mm512_set1_ps(inverse);
     int8_t* data = out.data + row * out.row_bytes();
     __m512i sums = _mm512_setzero_si512();  // [8] int64
@@ -88,29 +85,13 @@ void multiply_row(const int8_t* weight, float weight_scale, const Activations& x
     }
 }
 
-template <int TOKENS>
-void multiply_block(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index, float* y,
-                    int64_t stride) {
-    for (int64_t n = begin; n < end; ++n) {
-        if (x.planes == 2)
-            multiply_row<TOKENS, 2>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-        else
-            multiply_row<TOKENS, 3>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-    }
-}
+#include "int8_blocks.inc"
 
 }  // namespace
 
 void multiply_rows_avx512(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index,
                           int64_t rows, float* y, int64_t stride) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) multiply_block<4>(w, begin, end, x, index + i, y + i * stride, stride);
-    y += i * stride;
-    switch (rows - i) {
-        case 1: return multiply_block<1>(w, begin, end, x, index + i, y, stride);
-        case 2: return multiply_block<2>(w, begin, end, x, index + i, y, stride);
-        case 3: return multiply_block<3>(w, begin, end, x, index + i, y, stride);
-    }
+    multiply_blocks(w, begin, end, x, index, rows, y, stride);
 }
 
 }  // namespace mixtral::int8

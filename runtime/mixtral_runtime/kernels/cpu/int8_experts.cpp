@@ -9,6 +9,7 @@
 #include "int8_work.h"
 #include "parallel.h"
 #include "routing.h"
+#include "weighted_sum.h"
 
 namespace mixtral::int8 {
 namespace {
@@ -137,19 +138,7 @@ Tensor experts(Tensor x, Tensor chosen, Tensor weights, Tensor fc, Tensor fc_sca
     }
 
     const auto* shares = (const float*)weights.const_data_ptr();
-    void* to = result.mutable_data_ptr();
-    for_each((tokens + TILE - 1) / TILE, [&](int64_t group) {
-        for (int64_t t = group * TILE; t < std::min(tokens, (group + 1) * TILE); ++t) {
-            float* total = y + routing.rows[t * top_k] * hidden;
-            for (int64_t n = 0; n < hidden; ++n) total[n] *= shares[t * top_k];
-            for (int64_t slot = 1; slot < top_k; ++slot) {  // in fixed order: a sum's bits depend on it
-                const float* answer = y + routing.rows[t * top_k + slot] * hidden;
-                const float share = shares[t * top_k + slot];
-                for (int64_t n = 0; n < hidden; ++n) total[n] += answer[n] * share;
-            }
-            store_floats(total, hidden, to, dtype, t * hidden);
-        }
-    });
+    weighted_sum(y, routing, shares, tokens, top_k, hidden, result.mutable_data_ptr(), dtype);
     return result;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bits.h"
 #include "floats.h"
 #include "parallel.h"
 #include "path.h"
@@ -27,10 +28,7 @@ float largest(const float* values, int64_t count) {
     }
     alignas(32) uint32_t lanes[8];
     _mm256_store_si256((__m256i*)lanes, bits);
-    const uint32_t most = *std::max_element(lanes, lanes + 8);
-    float found;
-    std::memcpy(&found, &most, 4);
-    return found;
+    return as_float(*std::max_element(lanes, lanes + 8));
 }
 
 // Eight values / divisor, half away from zero, from -128 to 127, as int32.

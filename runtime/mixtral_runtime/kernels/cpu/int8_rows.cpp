@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "bits.h"
 #include "int8.h"
 
 MIXTRAL_BEGIN_AVX2
@@ -20,15 +21,13 @@ namespace {
 // The largest q: 127 in both bytes, and for three far enough below that the rounding of the scale cannot pass it.
 float largest(int planes) { return planes == 2 ? 32639.f : 127 * 65536.f; }
 
-uint32_t amax_bits(const float* x, int64_t in) {
+float largest_value(const float* x, int64_t in) {
     uint32_t amax = 0;  // as integers, NaN is above infinity, which is above the rest
     for (int64_t k = 0; k < in; ++k) {
-        uint32_t bits;
-        std::memcpy(&bits, x + k, 4);
-        bits &= 0x7fffffff;
+        const uint32_t bits = as_bits(x[k]) & 0x7fffffff;
         amax = bits > amax ? bits : amax;
     }
-    return amax;
+    return as_float(amax);
 }
 
 int64_t sum_of(const int32_t* q, int64_t in) {
@@ -51,10 +50,8 @@ namespace {
 
 void quantize_row_avx2(const float* x, const Activations& out, int64_t row) {
     const int64_t in = out.in, padded = round_up(in, STEP);
-    const uint32_t bits = amax_bits(x, in);
-    float amax, inverse;
-    std::memcpy(&amax, &bits, 4);
-    out.scales[row] = activation_scale(amax, out.planes, inverse);
+    float inverse;
+    out.scales[row] = activation_scale(largest_value(x, in), out.planes, inverse);
     auto* high = (int16_t*)(out.data + row * out.row_bytes());  // for two planes the only half
     auto* low = high + padded;
     for (int64_t k = 0; k < padded; k += 8) {
@@ -99,10 +96,11 @@ int64_t sum_lanes(__m256i v) {
 
 constexpr int64_t FLUSH = 4096;  // values of `in` after which a lane of int32 could overflow: 256 sums of 2^23
 
-// HALVES int16 planes of TOKENS rows times one row of weights.
-template <int TOKENS, int HALVES>
+// TOKENS rows times one row of weights.
+template <int TOKENS, int PLANES>
 void multiply_row(const int8_t* weight, float weight_scale, const Activations& x, const int32_t* index, float* y,
                   int64_t stride) {
+    constexpr int HALVES = PLANES - 1;  // of q, int16
     const int64_t in = x.in, padded = round_up(in, STEP);
     const int16_t* rows[TOKENS];
     for (int t = 0; t < TOKENS; ++t) rows[t] = (const int16_t*)(x.data + index[t] * x.row_bytes());
@@ -133,24 +131,13 @@ void multiply_row(const int8_t* weight, float weight_scale, const Activations& x
     }
 }
 
-template <int TOKENS>
-void multiply_block(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index, float* y,
-                    int64_t stride) {
-    for (int64_t n = begin; n < end; ++n) {
-        if (x.planes == 2)
-            multiply_row<TOKENS, 1>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-        else
-            multiply_row<TOKENS, 2>(w.values + n * w.in, w.scales[n], x, index, y + n - begin, stride);
-    }
-}
+#include "int8_blocks.inc"
 
 }  // namespace
 
 void multiply_rows_avx2(const Matrix& w, int64_t begin, int64_t end, const Activations& x, const int32_t* index,
                         int64_t rows, float* y, int64_t stride) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) multiply_block<4>(w, begin, end, x, index + i, y + i * stride, stride);
-    for (; i < rows; ++i) multiply_block<1>(w, begin, end, x, index + i, y + i * stride, stride);
+    multiply_blocks(w, begin, end, x, index, rows, y, stride);
 }
 
 }  // namespace mixtral::int8

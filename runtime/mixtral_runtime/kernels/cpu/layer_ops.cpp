@@ -16,6 +16,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bits.h"
 #include "numbers.h"
 #include "parallel.h"
 #include "path.h"
@@ -65,29 +66,8 @@ void choose(const float* logits, const Router& r, int64_t token) {
 
 }  // namespace
 
-MIXTRAL_BEGIN_AVX2
-namespace avx2 {
-namespace {
-#define VECTOR_AVX512 0
-#include "vector.inc"
-#include "e4m3.inc"
-#include "layer_ops.inc"
-#undef VECTOR_AVX512
-}  // namespace
-}  // namespace avx2
-MIXTRAL_END
-
-MIXTRAL_BEGIN_AVX512
-namespace avx512 {
-namespace {
-#define VECTOR_AVX512 1
-#include "vector.inc"
-#include "e4m3.inc"
-#include "layer_ops.inc"
-#undef VECTOR_AVX512
-}  // namespace
-}  // namespace avx512
-MIXTRAL_END
+#define KERNEL "layer_ops.inc"
+#include "vector_paths.inc"
 
 namespace {
 
@@ -103,26 +83,14 @@ void for_rows(int64_t rows, int64_t elements_of_row, Work work) {
     for (int64_t part = 0; part < team; ++part) work(rows * part / team, rows * (part + 1) / team);
 }
 
-// Calls the function of FUNCTION<T>, for the path and for the T that `dtype` means.
-#define FOR_PATH_AND_TYPE(dtype, FUNCTION, ...)                                                                    \
-    do {                                                                                                           \
-        const bool narrow = path() == Path::avx2;                                                                  \
-        if (dtype == ScalarType::BFloat16)                                                                         \
-            narrow ? avx2::FUNCTION<BF16>(__VA_ARGS__) : avx512::FUNCTION<BF16>(__VA_ARGS__);                      \
-        else if (dtype == ScalarType::Half)                                                                        \
-            narrow ? avx2::FUNCTION<F16>(__VA_ARGS__) : avx512::FUNCTION<F16>(__VA_ARGS__);                        \
-        else                                                                                                       \
-            narrow ? avx2::FUNCTION<float>(__VA_ARGS__) : avx512::FUNCTION<float>(__VA_ARGS__);                    \
-    } while (false)
-
 void norm_into(const Tensor& x, const void* y, const Tensor& weight, double epsilon, void* sum_of, Tensor& normed) {
     const int64_t size = x.size(1);
     const void* from = x.data_ptr();
     void* to = normed.data_ptr();
     const auto* factors = static_cast<const float*>(weight.data_ptr());
-    const auto dtype = x.scalar_type();
+    const auto norm_rows = FOR_PATH_AND_TYPE(norm_rows, x.scalar_type());
     for_rows(x.size(0), size, [&](int64_t first, int64_t end) {
-        FOR_PATH_AND_TYPE(dtype, norm_rows, from, y, factors, float(epsilon), size, sum_of, to, first, end);
+        norm_rows(from, y, factors, float(epsilon), size, sum_of, to, first, end);
     });
 }
 
@@ -166,8 +134,8 @@ Tensor rotate_and_cache(Tensor qkv, Tensor cos, Tensor sin, Tensor positions, Te
     r.sin = static_cast<const float*>(sin.data_ptr());
     r.positions = static_cast<const int64_t*>(positions.data_ptr());
     r.slots = static_cast<const int64_t*>(slots.data_ptr());
-    for_rows(tokens, qkv.size(1),
-             [&](int64_t first, int64_t end) { FOR_PATH_AND_TYPE(dtype, rotate_rows, r, first, end); });
+    const auto rotate_rows = FOR_PATH_AND_TYPE(rotate_rows, dtype);
+    for_rows(tokens, qkv.size(1), [&](int64_t first, int64_t end) { rotate_rows(r, first, end); });
     return queries;
 }
 
@@ -179,9 +147,8 @@ std::tuple<Tensor, Tensor> route(Tensor x, Tensor weight, int64_t top_k) {
     Tensor weights = torch::stable::new_empty(x, {tokens, top_k}, ScalarType::Float);
     const Router r{x.data_ptr(), static_cast<const float*>(weight.data_ptr()), static_cast<int64_t*>(chosen.data_ptr()),
                     static_cast<float*>(weights.data_ptr()), x.size(1), weight.size(0), top_k};
-    const auto dtype = x.scalar_type();
-    for_rows(tokens, r.hidden * r.experts,
-             [&](int64_t first, int64_t end) { FOR_PATH_AND_TYPE(dtype, route_rows, r, first, end); });
+    const auto route_rows = FOR_PATH_AND_TYPE(route_rows, x.scalar_type());
+    for_rows(tokens, r.hidden * r.experts, [&](int64_t first, int64_t end) { route_rows(r, first, end); });
     return {chosen, weights};
 }
 

@@ -21,6 +21,7 @@
 #include "parallel.h"
 #include "routing.h"
 #include "scratch.h"
+#include "weighted_sum.h"
 
 namespace mixtral {
 
@@ -218,18 +219,7 @@ torch::stable::Tensor experts(const torch::stable::Tensor& x, const torch::stabl
         wave.down(proj, y);
     }
     const auto* shares = static_cast<const float*>(weights.const_data_ptr());
-    void* to = result.mutable_data_ptr();
-    for_each((tokens + 15) / 16, [&](int64_t group) {
-        for (int64_t t = 16 * group; t < std::min(tokens, 16 * group + 16); ++t) {
-            float* total = y + routing.rows[t * top_k] * hidden;
-            for (int64_t n = 0; n < hidden; ++n) total[n] *= shares[t * top_k];
-            for (int64_t slot = 1; slot < top_k; ++slot) {  // in fixed order: a sum's bits depend on it
-                const float* answer = y + routing.rows[t * top_k + slot] * hidden;
-                for (int64_t n = 0; n < hidden; ++n) total[n] += answer[n] * shares[t * top_k + slot];
-            }
-            store_floats(total, hidden, to, dtype, t * hidden);
-        }
-    });
+    weighted_sum(y, routing, shares, tokens, top_k, hidden, result.mutable_data_ptr(), dtype);
     return result;
 }
 
