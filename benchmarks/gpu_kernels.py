@@ -105,9 +105,10 @@ def measure_between(model: MixtralModel, token_counts: Sequence[int], for_s: flo
         x = torch.randn(tokens, hidden, device=model.device).to(model.dtype)
         calls = [_bound(model._ops.add_norm, x, x, layer.post_layernorm) for layer in model._layers]
         yield _figures("add_norm", tokens, time_calls(calls, model.device, for_s), 4 * tokens * hidden * itemsize, 0.0)
-        calls = [_bound(model._ops.route, x, router) for router in model._routers]
-        moved = hidden * (4 * experts + tokens * itemsize)
-        yield _figures("route", tokens, time_calls(calls, model.device, for_s), moved, 0.0)
+        paired = list(zip(model._layers, model._routers, strict=True))
+        calls = [_bound(model._ops.add_norm_route, x, x, layer.post_layernorm, router) for layer, router in paired]
+        moved = hidden * (4 * experts + 4 * tokens * itemsize)
+        yield _figures("add_norm_route", tokens, time_calls(calls, model.device, for_s), moved, 0.0)
 
 
 @torch.inference_mode()

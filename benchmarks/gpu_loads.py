@@ -51,6 +51,7 @@ def run_load(engine: Engine, prompts: list[list[int]], output_tokens: int, deadl
             now = time.perf_counter()
             if not outputs:
                 raise LoadFailed(f"no output for {PATIENCE_S:.0f} s")
+            live -= {output.id for output in outputs if output.final}
             for output in outputs:
                 if output.error is not None:
                     raise LoadFailed(f"the engine failed a request: {output.error}")
@@ -58,8 +59,6 @@ def run_load(engine: Engine, prompts: list[list[int]], output_tokens: int, deadl
                     first.setdefault(output.id, now)
                     last[output.id] = now
                     total += len(output.token_ids)
-                if output.final:
-                    live.discard(output.id)
             arrivals.append((now, total))
             if time.monotonic() > deadline:
                 raise OutOfTime(f"the time was up after {total} of {len(prompts) * output_tokens} tokens")

@@ -50,7 +50,7 @@ def test_every_precision_is_measured_through_the_engine_and_kernel_by_kernel(
     found = {(one["batch"], one["input"], one["output"]) for one in report["loads"] if one["precision"] == precision}
     assert found == {(load.batch, load.input, load.output) for load in SMALL.loads[precision]}
     kernels = {one["kernel"] for one in report["kernels"] if one["precision"] == precision}
-    assert kernels == {"qkv", "dense", "experts", "lm_head", "add_norm", "route"}
+    assert kernels == {"qkv", "dense", "experts", "lm_head", "add_norm", "add_norm_route"}
     assert {one["tokens"] for one in report["kernels"]} == set(SMALL.matrix_tokens)
     assert [one["tokens"] for one in report["prefill"] if one["precision"] == precision] == list(SMALL.prefill)
     assert [(one["batch"], one["context"]) for one in report["steps"] if one["precision"] == precision] == list(
