@@ -187,7 +187,7 @@ def test_warming_up_leaves_nothing_that_a_request_sees(
     monkeypatch.setattr(MixtralModel, "forward", counted)
     monkeypatch.setattr("mixtral_runtime.pytorch.engine.StepRunner", Warm)
     engine = PyTorchEngine(model, LIMITS)
-    assert steps == [2, 4, 8, 16, 32, 48]
+    assert steps == [2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
     again = collect(engine, number := engine.submit(request))[number].token_ids
     assert again == expected
     engine.close()

@@ -89,8 +89,8 @@ class StepRunner:
     def warm_up(self, limits: EngineLimits) -> None:
         """Runs steps of every size class, of decoding and prefilling sequences, so that no request waits for kernels to
         be compiled. For an engine without sequences: all is written into block 0."""
-        sizes = [2**i for i in range(1, 64) if 2**i < limits.max_num_tokens]
-        for tokens in (*sizes, limits.max_num_tokens):
+        sizes = {size for i in range(1, 64) for size in (2**i, 3 * 2 ** (i - 1)) if size < limits.max_num_tokens}
+        for tokens in (*sorted(sizes), limits.max_num_tokens):
             builder = BatchBuilder()
             builder.add([0], 1, [0])
             while (left := tokens - builder.tokens) > 0:
