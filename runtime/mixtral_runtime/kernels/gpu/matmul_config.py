@@ -91,16 +91,14 @@ def tile_config(weight: GpuWeight, tokens: int, swiglu: bool) -> TileConfig:
     rows, columns, warps, stages = _shapes(weight)[tile]
     if swiglu:  # enough rows for every multiprocessor; and pieces of `up` and `gate` could not be combined
         return TileConfig(rows, tile, columns, warps, stages)
+    wanted = MULTIPROCESSORS[WGMMA if weight.sm >= WGMMA else 80]  # blocks
     if tile <= 32:
         rows = 64  # the matrix units' smallest on Hopper
-    # Of the experts that are busy: two blocks on each multiprocessor, none with less than 4 steps.
+        wanted *= 2
+    # Of the experts that are busy. No piece with less than 4 steps: what is saved would go into summing the pieces.
     blocks = weight.data.shape[1] // rows * min(weight.experts, tokens) * max(1, tokens // tile)
     splits = 1
-    while (
-        splits < 8
-        and blocks * splits < 2 * MULTIPROCESSORS[WGMMA if weight.sm >= WGMMA else 80]
-        and weight.in_features // columns >= 8 * splits
-    ):
+    while splits < 8 and blocks * splits < wanted and weight.in_features // columns >= 8 * splits:
         splits *= 2
     return TileConfig(rows, tile, columns, warps, stages, splits)
 
