@@ -6,6 +6,7 @@ from gpu_products import ENCODINGS, TOLERANCE, Example, example, mixture, relati
 from torch import Tensor
 
 from mixtral_runtime.kernels.gpu.experts import GpuExperts
+from mixtral_runtime.kernels.gpu.matmul_config import ONE_BY_ONE
 from mixtral_runtime.pytorch.experts import route
 
 EXPERTS = 3
@@ -32,8 +33,7 @@ def error(fc: Example, proj: Example, arguments: tuple[Tensor, ...]) -> float:
     return relative_error(found, mixture(fc, proj, x, experts, weights))
 
 
-@pytest.mark.parametrize("sm", [80, 90])
-@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize(("name", "sm"), [*((name, 90) for name in ENCODINGS), ("fp8", 80), ("awq", 80)])
 def test_one_token_few_and_many(name: str, sm: int) -> None:
     fc, proj = examples(name, 128, 128, torch.float16, sm)
     for tokens in (1, 26):
@@ -71,6 +71,16 @@ def test_experts_that_nobody_chose_are_not_read(name: str, tokens: int) -> None:
         else:
             weight.scales[1] = torch.nan
     assert torch.equal(call(x, chosen, weights), before)
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+@pytest.mark.parametrize("name", ["fp8", "awq"])
+def test_few_tokens_may_take_either_kernel(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is quicker is a number in a table."""
+    fc, proj = examples(name, 128, 128, torch.float16)
+    monkeypatch.setitem(ONE_BY_ONE, fc.weight.encoding, limit)
+    for tokens in (1, 3):
+        assert error(fc, proj, routed(tokens, 128, torch.float16)) < TOLERANCE[torch.float16]
 
 
 def test_no_tokens_give_no_rows() -> None:

@@ -44,7 +44,7 @@ def experts(name, tokens):
     call(empty(tokens, 4096), *chosen)
 
 found = []
-for name, tokens in [("int8", 1), ("int8", 16), ("int8", 2048), ("fp8", 16), ("fp8", 512), ("awq", 1), ("gptq", 32)]:
+for name, tokens in [("int8", 1), ("int8", 16), ("int8", 2048), ("fp8", 512), ("awq", 1), ("gptq", 512)]:
     before = len(compile_only.compiled)
     experts(name, tokens)
     for one in compile_only.compiled[before:]:
@@ -116,3 +116,12 @@ def test_integers_are_not_converted_by_the_slow_unit(kernels: list[Kernel]) -> N
     for kernel in kernels:
         if kernel.kernel in PRODUCTS and kernel.case in ("int8", "awq"):
             assert not kernel.uses("I2F.S8"), kernel
+
+
+def test_converted_weights_stay_in_registers(sm: int, kernels: list[Kernel]) -> None:
+    """On their way to the matrix units: other tile sizes can make the compiler send them through shared memory, 2 bytes
+    at a time."""
+    for kernel in kernels:
+        if kernel.kernel == "tiled_product" and sm >= 90:
+            assert not kernel.uses("LDSM"), kernel
+            assert not kernel.uses("LDS.U16") or kernel.case == "gptq", kernel  # its factors are 16-bit words

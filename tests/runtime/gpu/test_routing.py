@@ -47,7 +47,7 @@ def test_every_pair_is_in_one_tile_of_its_expert(
 
 
 def test_more_pairs_than_are_sorted_at_a_time() -> None:
-    experts = torch.randint(0, 8, (routing.PAIRS_AT_ONCE + 10, 2), generator=torch.Generator().manual_seed(1))
+    experts = torch.randint(0, 8, (routing.MANY + 10, 2), generator=torch.Generator().manual_seed(1))
     found = route_pairs(experts, 8, 64)
     real = found.order[(found.tile_experts >= 0).repeat_interleave(64)]
     assert real[real < found.pairs].tolist() == experts.flatten().argsort(stable=True).tolist()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mixtral_runtime.kernels.gpu.matmul import Choice, one_token, one_token_swiglu, tiled, tiled_swiglu
-from mixtral_runtime.kernels.gpu.matmul_config import tile_config
+from mixtral_runtime.kernels.gpu.matmul_config import one_by_one, tile_config
 from mixtral_runtime.kernels.gpu.matmul_prepare import prepare
 from mixtral_runtime.kernels.gpu.matmul_sum import sum_parts
 from mixtral_runtime.kernels.gpu.routing import route_pairs
@@ -25,7 +25,7 @@ class GpuExperts:
         if tokens == 0:
             return torch.empty_like(x)
         x, weights = x.contiguous(), weights.contiguous()
-        if tokens == 1:
+        if one_by_one(fc, tokens):
             choice = Choice(experts.contiguous(), weights)
             inner = one_token_swiglu(x, fc, choice, proj)
             return one_token(inner, proj, choice, 1, prepared=True)

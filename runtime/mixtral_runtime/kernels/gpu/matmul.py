@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mixtral_runtime.kernels.gpu.matmul_config import TileConfig, tile_config, token_config
+from mixtral_runtime.kernels.gpu.matmul_config import TileConfig, one_by_one, tile_config, token_config
 from mixtral_runtime.kernels.gpu.matmul_prepare import prepare
 from mixtral_runtime.kernels.gpu.matmul_sum import sum_parts
 from mixtral_runtime.kernels.gpu.matmul_tiles import tiled_product
@@ -26,7 +26,7 @@ class GpuLinear:
         weight, tokens = self._weight, x.shape[0]
         if tokens == 0:
             return x.new_empty(0, weight.out_features)
-        if tokens == 1:
+        if one_by_one(weight, tokens):
             return one_token(x.contiguous(), weight, None, 1)
         config = tile_config(weight, tokens, swiglu=False)
         parts = tiled(prepare(x.contiguous(), weight), weight, None, config, 1, tokens)

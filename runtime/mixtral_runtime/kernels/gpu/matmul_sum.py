@@ -29,7 +29,7 @@ def sum_parts(parts: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tens
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def _sum(
     parts,
     weights,

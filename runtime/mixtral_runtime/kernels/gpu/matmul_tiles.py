@@ -12,7 +12,7 @@ from mixtral_runtime.kernels.gpu.matmul_values import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "token_tiles"])  # or a batch of another size would compile anew
 def tiled_product(
     x,  # [rows of x, K], as `prepare` leaves them
     weight,  # [experts, rows, K] as it is stored
@@ -105,9 +105,9 @@ def tiled_product(
             tokens = tokens.to(tl.float32)
         if ENCODING == "int4":
             group = tl.minimum((split * STEPS * BLOCK_K + start) // GROUP, K // GROUP - 1)
+            if HAS_OFFSETS:  # sums of small integers are exact in 16 bits
+                operand += tl.load(offsets + group_at + group).to(operand.dtype)[:, None]
             part = tl.dot(operand, tokens)
-            if HAS_OFFSETS:
-                part += tl.load(offsets + group_at + group).to(tl.float32)[:, None] * tl.sum(tokens.to(tl.float32), 0)
             total += part * tl.load(scales + group_at + group).to(tl.float32)[:, None]
         elif ENCODING == "fp8":
             # The matrix units add E4M3's products in fewer than float32's bits: no longer than one step.

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PAIRS_AT_ONCE = 1024
+FEW, MANY = 128, 1024  # pairs sorted at a time, of decoding and of prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def route_pairs(experts: Tensor, count: int, tile_size: int) -> Routing:
     tiles = min(pairs // tile_size + count, pairs)
     order = torch.empty(tiles * tile_size, dtype=torch.int32, device=experts.device)
     tile_experts = torch.empty(tiles, dtype=torch.int32, device=experts.device)
-    at_once = min(PAIRS_AT_ONCE, triton.next_power_of_2(max(pairs, 16)))
+    at_once = FEW if pairs <= FEW else MANY
     _sort[(1,)](
         experts.contiguous(),
         order,
@@ -45,12 +45,12 @@ def route_pairs(experts: Tensor, count: int, tile_size: int) -> Routing:
         EXPERTS=triton.next_power_of_2(count),
         TILE=tile_size,
         AT_ONCE=at_once,
-        num_warps=max(1, min(8, at_once // 128)),
+        num_warps=at_once // 128,
     )
     return Routing(order, tile_experts, pairs, tile_size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "tiles"])
 def _sort(
     experts,
     order,
