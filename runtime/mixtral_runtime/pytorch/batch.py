@@ -73,6 +73,13 @@ class HostBatch:
         return bool((self.tokens[3] >= 0).any())
 
     @property
+    def last_rows(self) -> IntArray:
+        """[spans] int64, the row of each span's last token."""
+        row, start, end, _ = self.span_table.T
+        last: IntArray = row + end - start - 1
+        return last
+
+    @property
     def longest_query(self) -> int:
         return int((self.span_table[:, 2] - self.span_table[:, 1]).max(initial=0))
 

@@ -16,7 +16,7 @@ from mixtral_runtime.engine import EngineLimits, TopLogProbs
 from mixtral_runtime.errors import Internal
 from mixtral_runtime.plan import blocks_for
 from mixtral_runtime.pytorch import log_probs
-from mixtral_runtime.pytorch.batch import Batch, BatchBuilder, HostBatch
+from mixtral_runtime.pytorch.batch import Batch, BatchBuilder, HostBatch, move
 from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs
 from mixtral_runtime.pytorch.kv_cache import KvCache
 from mixtral_runtime.pytorch.model import MixtralModel
@@ -113,7 +113,7 @@ class StepRunner:
             hidden = self._model.forward(batch, self._cache)  # [tokens, hidden]
             for result, span in _with_prompt_log_probs(results, batch):
                 result.prompt_log_probs = _prompt_log_probs(self._model, hidden[span], result.work)
-            logits = self._model.logits(hidden[batch.last_rows[complete]])
+            logits = self._model.logits(hidden[move(host.last_rows[complete], self._model.device)])
         return self._sample(logits, results, [results[row] for row in complete])
 
     @torch.inference_mode()
