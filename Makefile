@@ -91,7 +91,8 @@ stream: $(READY)  ## Stream a completion of PROMPT from the running server.
 stream: export PROMPT := $(PROMPT)
 
 test: lint  ## Lint, types and all tests, the real server included.
-	@$(BIN)python3 -m pytest
+	@$(BIN)python3 -m pytest --numprocesses 2 tests/runtime
+	@$(BIN)python3 -m pytest --ignore tests/runtime
 
 test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus, Chromium, AIPerf, lm_eval.
 	@scripts/setup_external_tools.sh

@@ -279,7 +279,7 @@ def test_one_request_fails_in_the_middle(make: Make, after: int) -> None:
 
 
 def test_an_engine_that_stops_ends_every_request(make: Make) -> None:
-    engine = make({"failures": [{"what": "engine", "at": 3}]}, max_batch_size=1)
+    engine = make({"step_s": 0.2, "failures": [{"what": "engine", "at": 3}]}, max_batch_size=1)
     ids = [engine.submit(Request(PROMPT, 10)) for _ in range(2)]
     found = collect(engine, *ids)
     assert [outcome(found[i]) for i in ids] == [(FinishReason.ERROR, STOPPED, said) for said in (2, 0)]

@@ -231,4 +231,4 @@ def test_memory_is_a_small_multiple_of_one_experts_matrix(saved_model: Path, tmp
         [sys.executable, "-c", MEASURE_PEAK, *arguments], capture_output=True, text=True, check=True, timeout=120
     )
     grown = int(result.stdout)
-    assert grown < 4 * matrix_bytes < model_bytes / 2
+    assert grown < 5 * matrix_bytes < model_bytes / 2
