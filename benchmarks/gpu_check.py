@@ -124,7 +124,9 @@ def table(record: Record) -> str:
     lines += [f"FAIL  {part['name']}: {part['error']}" for part in record.data["parts"] if part["error"]]
     lines += [f"LEFT OUT  {one['what']}: {one['reason']}" for one in record.data.get("left_out", [])]
     passed = sum(one["passed"] for one in checks)
-    return "\n".join([*lines, f"{passed} of {len(checks)} checks passed"])
+    failed = sum(bool(part["error"]) for part in record.data["parts"])
+    ended = f", {failed} parts ended in an error" if failed else ""
+    return "\n".join([*lines, f"{passed} of {len(checks)} checks passed{ended}"])
 
 
 def succeeded(record: Record) -> bool:
