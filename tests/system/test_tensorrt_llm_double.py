@@ -21,7 +21,7 @@ from mixtral_serving.server.installation import unsupported_platform
 
 PROMPT = "Once upon a time"
 QUEUE, BATCH = 16, 4
-FOREVER: dict[str, Any] = {"max_tokens": 500, "ignore_eos": True, "stream": True}
+FOREVER: dict[str, Any] = {"max_tokens": 1900, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,9 @@ def test_a_timeout_ends_a_request_with_what_it_has(double: Server) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_the_others_go_on(double: Server) -> None:
-    streams = [double.open(text_input=PROMPT, **FOREVER) for _ in range(BATCH + QUEUE)]
+    streams = [double.open(text_input=PROMPT, **FOREVER) for _ in range(BATCH)]
+    double.wait_for_stats(lambda stats: stats["active"] == BATCH)
+    streams += [double.open(text_input=PROMPT, **FOREVER) for _ in range(QUEUE)]
     double.wait_for_stats(lambda stats: stats["streams"] == BATCH + QUEUE)
     refused = double.ask(text_input=PROMPT, max_tokens=5)
     for stream in streams:
