@@ -67,6 +67,8 @@ class HostBatch:
     tokens: IntArray
     span_table: IntArray  # [spans, 4] int64
     block_tables: IntArray  # [blocks of all spans] int32
+    longest_query: int
+    longest_context: int
 
     @property
     def takes_sampled(self) -> bool:
@@ -78,14 +80,6 @@ class HostBatch:
         row, start, end, _ = self.span_table.T
         last: IntArray = row + end - start - 1
         return last
-
-    @property
-    def longest_query(self) -> int:
-        return int((self.span_table[:, 2] - self.span_table[:, 1]).max(initial=0))
-
-    @property
-    def longest_context(self) -> int:
-        return int(self.span_table[:, 2].max(initial=0))
 
     def to(self, device: torch.device, sampled: Tensor | None = None) -> Batch:
         """sampled: [rows] int64 on the device, the tokens of the step before, where some are not known here."""
@@ -104,6 +98,7 @@ class BatchBuilder:
         self._sources = array("q")
         self._span_table = array("q")
         self._block_tables = array("i")
+        self._longest_query = self._longest_context = 0
 
     @property
     def tokens(self) -> int:
@@ -117,6 +112,8 @@ class BatchBuilder:
         self._token_ids.extend(token_ids)
         self._sources.extend([-1] * len(token_ids))
         self._block_tables.extend(block_ids[: blocks_for(end)])
+        self._longest_query = max(self._longest_query, len(token_ids))
+        self._longest_context = max(self._longest_context, end)
 
     def add_sampled(self, source: int, position: int, block_ids: Sequence[int]) -> None:
         """One token, that of row `source` among those that the step before has sampled."""
@@ -132,7 +129,8 @@ class BatchBuilder:
         positions = np.arange(len(token_ids)) + np.repeat(start - row, lengths)
         blocks = tables[np.repeat(first, lengths) + positions // BLOCK_SIZE].astype(np.int64)
         slots = blocks * BLOCK_SIZE + positions % BLOCK_SIZE
-        return HostBatch(np.stack([token_ids, positions, slots, sources]), spans.copy(), tables.copy())
+        tokens = np.stack([token_ids, positions, slots, sources])
+        return HostBatch(tokens, spans.copy(), tables.copy(), self._longest_query, self._longest_context)
 
     def build(self, device: torch.device) -> Batch:
         return self.finish().to(device)

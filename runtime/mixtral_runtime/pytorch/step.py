@@ -113,7 +113,9 @@ class StepRunner:
             hidden = self._model.forward(batch, self._cache)  # [tokens, hidden]
             for result, span in _with_prompt_log_probs(results, batch):
                 result.prompt_log_probs = _prompt_log_probs(self._model, hidden[span], result.work)
-            logits = self._model.logits(hidden[move(host.last_rows[complete], self._model.device)])
+            if len(complete) < len(hidden):
+                hidden = hidden[move(host.last_rows[complete], self._model.device)]
+            logits = self._model.logits(hidden)
         return self._sample(logits, results, [results[row] for row in complete])
 
     @torch.inference_mode()
