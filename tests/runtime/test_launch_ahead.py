@@ -13,8 +13,9 @@ from mixtral_runtime.pytorch.decode_graphs import DecodeGraphs, graph_sizes
 from mixtral_runtime.pytorch.engine import PyTorchEngine
 from mixtral_runtime.pytorch.kv_cache import BLOCK_SIZE
 from mixtral_runtime.pytorch.model import MixtralModel
-from mixtral_runtime.pytorch.sampler import Sampler
+from mixtral_runtime.pytorch.sampler import Sampler, new_sampler
 from mixtral_runtime.pytorch.scheduler import Work
+from mixtral_runtime.pytorch.sequence import Sequence
 from mixtral_runtime.pytorch.step import Step, StepResult, StepRunner
 
 PATIENCE_S = 60.0
@@ -148,7 +149,6 @@ def test_a_recorded_step_gives_the_logits_of_a_plain_one(model: MixtralModel) ->
         prefill.add([(3 * length + i) % 150 for i in range(length)], 0, table)
     for one in (plain, cache):
         model.forward(prefill.build(model.device), one)
-    assert not graphs.take(prefill.finish())
     sampled = torch.tensor([20, 21, 22])
     for rows in (20, 1, 18, 3):  # 24 rows recorded, 1, 24, 3
         decode = BatchBuilder()
@@ -158,7 +158,6 @@ def test_a_recorded_step_gives_the_logits_of_a_plain_one(model: MixtralModel) ->
             else:
                 decode.add([row], lengths[row], tables[row])
         host = decode.finish()
-        assert graphs.take(host)
         expected = model.logits(model.forward(host.to(model.device, sampled), plain))
         assert torch.equal(graphs.run(host, sampled), expected)
     assert not torch.equal(cache.storage[:, :, -1], torch.zeros_like(cache.storage[:, :, -1])), "nobody wrote nowhere"
@@ -191,3 +190,20 @@ def test_warming_up_leaves_nothing_that_a_request_sees(
     again = collect(engine, number := engine.submit(request))[number].token_ids
     assert again == expected
     engine.close()
+
+
+def test_a_prompt_s_single_token_is_no_recorded_step(model: MixtralModel) -> None:
+    """Beside a sequence that decodes, a chunk of one token whose prompt goes on: nothing is sampled after it."""
+    found = []
+    for recorded in (False, True):
+        cache = model.new_cache(9)
+        graphs = DecodeGraphs(model, cache, 2, 2 * BLOCK_SIZE, record_by_calling) if recorded else None
+        runner = StepRunner(model, cache, new_sampler(2, model.config.vocab_size, model.device), graphs)
+        chunk = Sequence(1, Request([8, 9, 10], 4, return_prompt_log_probs=True), None, block_ids=[0])
+        decoding = Sequence(2, Request([5], 4), None, block_ids=[1])
+        results = runner.run([Work.of(chunk, 1), Work.of(decoding, 1)])
+        assert results[0].error is None
+        assert results[0].token is None
+        assert len(results[0].prompt_log_probs) == 1
+        found.append((results[0].prompt_log_probs, results[1].token))
+    assert found[0] == found[1]

@@ -86,12 +86,8 @@ class DecodeGraphs:
         self._recorded = {rows: self._make(rows) for rows in reversed(self._sizes)}
         logger.info("recorded %d decode graphs, of up to %d sequences", len(self._sizes), self._sizes[-1])
 
-    def take(self, batch: HostBatch) -> bool:
-        """Whether every span is one token, and none of a prompt whose logits are needed in between."""
-        return len(batch.span_table) > 0 and batch.tokens.shape[1] == len(batch.span_table)
-
     def run(self, batch: HostBatch, sampled: Tensor | None) -> Tensor:
-        """sampled: as in HostBatch.to. -> [spans, vocab] float32, good until the next run."""
+        """batch: spans of one token. sampled: as in HostBatch.to. -> [spans, vocab] float32, until the next run."""
         spans = len(batch.span_table)
         recorded = self._recorded[next(rows for rows in self._sizes if rows >= spans)]
         inputs, block_tables = self._padded(batch, recorded.inputs.shape[1])

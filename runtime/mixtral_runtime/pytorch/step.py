@@ -106,14 +106,16 @@ class StepRunner:
         host = _batch(work, before)
         results = [StepResult(one) for one in work]
         complete = [row for row, one in enumerate(work) if one.completes]
-        if self._graphs is not None and self._graphs.take(host):
+        # One token each, and all of them sampled after: a prompt's single token may be neither.
+        decodes = len(complete) == len(work) == host.tokens.shape[1]
+        if self._graphs is not None and decodes:
             logits = self._graphs.run(host, None if before is None else before.tokens)
         else:
             batch = host.to(self._model.device, None if before is None else before.tokens)
             hidden = self._model.forward(batch, self._cache)  # [tokens, hidden]
             for result, span in _with_prompt_log_probs(results, batch):
                 result.prompt_log_probs = _prompt_log_probs(self._model, hidden[span], result.work)
-            if len(complete) < len(hidden):
+            if not decodes:
                 hidden = hidden[move(host.last_rows[complete], self._model.device)]
             logits = self._model.logits(hidden)
         return self._sample(logits, results, [results[row] for row in complete])
