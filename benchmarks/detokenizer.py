@@ -22,7 +22,7 @@ from tokenizers.decoders import DecodeStream
 from mixtral_runtime.tokenizer import Encoder
 from mixtral_serving.detokenizer import Detokenizer
 from mixtral_serving.prompt import PromptBuilder
-from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
+from mixtral_serving.stream_chunk import ChunkExtras, pack_chunk, unpack_chunk
 from mixtral_serving.stream_context import StreamContext
 from mixtral_serving.text_stream import TextStream
 from mixtral_serving.vocabulary import Vocabulary
@@ -111,14 +111,13 @@ def measure_responses(builder: PromptBuilder, rounds: int, stops: Sequence[str])
         spent = []
         for _ in range(rounds):
             detokenizer = Detokenizer(builder.vocabulary)
-            context = StreamContext([1], list(stops), return_num_output_tokens=True).pack().tobytes()
+            context = StreamContext([1], list(stops), return_num_output_tokens=True).pack()
             groups = groups_of(text_of_ids(builder, size * RESPONSES), size)
-            chunks = [StreamChunk(7, groups[0], ChunkExtras(context)).pack()]
-            chunks += [StreamChunk(7, ids).pack() for ids in groups[1:]]
+            chunks = [pack_chunk(7, groups[0], ChunkExtras(context))]
+            chunks += [pack_chunk(7, ids) for ids in groups[1:]]
             start = time.process_time_ns()
             for packed in chunks:
-                chunk = StreamChunk.unpack(packed)
-                detokenizer.handle(chunk.stream_id, chunk.token_ids, chunk.extras)
+                detokenizer.handle(*unpack_chunk(packed))
             spent.append((time.process_time_ns() - start) / len(chunks) / 1000)
         by_size[size] = statistics.median(spent)
     per_token, per_response = np.polyfit(list(by_size), list(by_size.values()), 1)

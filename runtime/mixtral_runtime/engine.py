@@ -92,6 +92,9 @@ class SamplingParams:
         _check_range("seed", self.seed, 0, 2**64 - 1)
 
 
+GREEDY = SamplingParams()
+
+
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if math.isnan(value) or not low <= value <= high:
         raise InvalidArgument(f"{name} is {value:g}, it must be from {low:g} to {high:g}")
@@ -113,7 +116,7 @@ class Request:
 
     prompt_ids: list[int]
     max_tokens: int
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams = GREEDY
     end_id: int | None = None
     stop_sequences: list[list[int]] = field(default_factory=list)
     min_tokens: int = 0
@@ -251,7 +254,8 @@ def validate_request(request: Request, limits: EngineLimits, vocab_size: int) ->
     _check_range("priority", request.priority, 0.0, MAX_PRIORITY)
     if request.timeout_s is not None and not request.timeout_s > 0:
         raise InvalidArgument(f"timeout is {request.timeout_s:g} s, it must be above 0")
-    request.sampling.validate()
+    if request.sampling is not GREEDY:
+        request.sampling.validate()
 
 
 def _check_constraints(request: Request, vocab_size: int) -> None:

@@ -44,7 +44,7 @@ class Counters:
             self._map = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        self._values = memoryview(self._map).cast("Q")
+        self.values = memoryview(self._map).cast("Q")  # for who reads them with every response
 
     @classmethod
     def of_server(cls) -> "Counters":
@@ -53,15 +53,15 @@ class Counters:
         return cls(Path(named) if named else Path(f"/dev/shm/mixtral-server-{os.getppid()}-counters"))
 
     def __getitem__(self, counter: Counter) -> int:
-        return self._values[counter]
+        return self.values[counter]
 
     def __setitem__(self, counter: Counter, value: int) -> None:
-        self._values[counter] = value
+        self.values[counter] = value
 
     def increment(self, counter: Counter) -> None:
         """For the one that writes it."""
-        self._values[counter] += 1
+        self.values[counter] += 1
 
     def close(self) -> None:
-        self._values.release()
+        self.values.release()
         self._map.close()

@@ -1,7 +1,7 @@
 """What `postprocessing` does: engine responses in, the client's responses out, one for one and in order."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,8 +18,6 @@ MAX_STOPS = 64
 CANCEL_CHECK_S = 0.1
 CANCEL_CHECKS_PER_S = 200
 MAX_CANCEL_CHECK_S = 1.0
-# Of the numbers of tokens that nearly all responses have. Nobody writes to what goes into a response.
-_COUNTS = [np.array([[count]], np.int32) for count in range(65)]
 # The engine model sends something for each stream every second. What is silent for so long was begun by somebody who
 # called this model by himself, and never ends.
 SILENT_S = 600.0
@@ -28,20 +26,27 @@ SWEEP_S = 60.0
 
 @dataclass(slots=True)
 class _Stream:
+    """plain: all its responses but the last have text and counts alone, and no stop string can cut them."""
+
     context: StreamContext
     text: TextStream
+    plain: bool
+    checked_at: float
+    seen_at: float
     cum_log_prob: float = 0.0
     begun: bool = False
-    checked_at: float = field(default_factory=time.monotonic)
-    seen_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
 class Reply:
-    """outputs: tensors by name. stop: the engine should end this stream. ended: nothing more will come for it. check:
-    it is time to ask whether the client is still there."""
+    """text: UTF-8. count: of its tokens, 0 where that is not told. tokens: that the engine gave for it. outputs: the
+    tensors of few responses, by name. stop: the engine should end this stream. ended: nothing more will come for it.
+    check: it is time to ask whether the client is still there."""
 
-    outputs: dict[str, Array] = field(default_factory=dict)
+    text: bytes
+    tokens: int
+    count: int = 0
+    outputs: dict[str, Array] | None = None
     stop: bool = False
     ended: bool = False
     check: bool = False
@@ -66,29 +71,41 @@ class Detokenizer:
         """One response of the engine: its token ids, and what else it carries. Raises the engine's error when that is
         among it."""
         now = time.monotonic()
-        stream = self._stream(stream_id, extras.context)
+        context = extras.context
+        stream = self._streams.get(stream_id) if context is None and stream_id is not None else None
+        if stream is None:
+            stream = self._begin(stream_id, context, now)
         stream.seen_at = now
         if now - self._swept_at > SWEEP_S:
             self._sweep(now)
+        if stream.plain and extras.has_context_at_most():  # nearly all responses
+            count = len(ids) if stream.context.return_num_output_tokens else 0
+            check = now - stream.checked_at > CANCEL_CHECK_S and self._is_check_due(stream, now)
+            return Reply(stream.text.push(ids).text.encode(), len(ids), count, check=check)
+        return self._handle_any(stream_id, stream, ids, extras, now)
+
+    def _handle_any(
+        self, stream_id: int | None, stream: _Stream, ids: list[int], extras: ChunkExtras, now: float
+    ) -> Reply:
         if extras.error is not None:
             self.drop(stream_id)
             raise unpack_error(extras.error)
         finish_reason = extras.finish_reason
         was_stopped = stream.text.stopped
         piece = stream.text.push(ids, final=finish_reason is not None)
-        text = piece.text
+        outputs: dict[str, Array] = {}
+        reply = Reply(piece.text.encode(), len(ids), outputs=outputs, ended=finish_reason is not None)
         if not stream.begun:
             stream.begun = True
-            text = (stream.context.prompt_text or "") + text
-        # Always present, even empty: NVIDIA's clients index it without looking.
-        reply = Reply({"OUTPUT": np.array([text.encode()], np.object_)}, ended=finish_reason is not None)
+            reply.text = (stream.context.prompt_text or "").encode() + reply.text
         if not was_stopped:
-            _add_token_outputs(reply.outputs, stream, ids[: piece.tokens], extras)
+            reply.count = piece.tokens if stream.context.return_num_output_tokens else 0
+            _add_token_outputs(outputs, stream, ids[: piece.tokens], extras)
             if piece.stopped:
                 reply.stop = finish_reason is None
                 finish_reason = "stop"
             if finish_reason is not None:
-                reply.outputs["finish_reason"] = np.array([[finish_reason.encode()]], np.object_)
+                outputs["finish_reason"] = np.array([[finish_reason.encode()]], np.object_)
         if reply.ended:
             self.drop(stream_id)
         elif not reply.stop:
@@ -112,12 +129,11 @@ class Detokenizer:
         if stream_id is not None:
             self._streams.pop(stream_id, None)
 
-    def _stream(self, stream_id: int | None, packed: bytes | None) -> _Stream:
-        if packed is None and stream_id is not None and (known := self._streams.get(stream_id)):
-            return known
+    def _begin(self, stream_id: int | None, packed: bytes | None, now: float) -> _Stream:
         context = StreamContext([], [], return_output_ids=True) if packed is None else StreamContext.unpack(packed)
         text = TextStream(self._vocabulary, context.prompt_tail, context.stops, strip_space=context.strip_space)
-        stream = _Stream(context, text)
+        plain = not (context.stops or context.prompt_text or context.return_output_ids)
+        stream = _Stream(context, text, plain, checked_at=now, seen_at=now)
         if packed is not None and stream_id is not None:
             self._streams[stream_id] = stream
         return stream
@@ -128,8 +144,6 @@ def _add_token_outputs(outputs: dict[str, Array], stream: _Stream, ids: list[int
     count = len(ids)
     if stream.context.return_output_ids:
         outputs["output_ids"] = np.array([[ids]], np.int32)  # [batch, beams, tokens]
-    if count and stream.context.return_num_output_tokens:
-        outputs["num_output_tokens"] = _COUNTS[count] if count < len(_COUNTS) else np.array([[count]], np.int32)
     if extras is NO_EXTRAS:
         return
     if extras.log_probs is not None:

@@ -9,15 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import triton_python_backend_utils as pb_utils
 
 from mixtral_runtime.engine import FinishReason
 from mixtral_runtime.errors import InvalidArgument, MixtralError
 from mixtral_serving.counters import Counter, Counters
 from mixtral_serving.detokenizer import Detokenizer
 from mixtral_serving.metrics import Family, GaugePublisher, Kind, Registry
-from mixtral_serving.stream_chunk import NO_EXTRAS, StreamChunk
+from mixtral_serving.reused_tensors import ReusedTensors
+from mixtral_serving.stream_chunk import NO_EXTRAS, unpack_chunk
 from mixtral_serving.tensors import Tensors
-from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, read, response
+from mixtral_serving.triton import as_mixtral_error, call_engine, error_response
 from mixtral_serving.vocabulary import Vocabulary
 
 FAMILIES = (
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 class DetokenizerModel:
     def __init__(self, vocabulary: Vocabulary, registry: Registry) -> None:
         self._detokenizer = Detokenizer(vocabulary)
+        self._texts = ReusedTensors(_text_tensor)
+        self._counts = ReusedTensors(lambda count: pb_utils.Tensor("num_output_tokens", np.array([[count]], np.int32)))
         # A stop request waits for the engine model, so it must not hold up the one instance of this model.
         self._stopper = ThreadPoolExecutor(1, thread_name_prefix="stopper")
         self._stopping: set[int] = set()
@@ -49,14 +53,12 @@ class DetokenizerModel:
         """Exactly one response per request, in order: the server matches them by number."""
         stream_id: int | None = None
         try:
-            inputs = read(request)
-            ids, extras = [], NO_EXTRAS
-            if (packed := inputs.array("STREAM_CHUNK")) is not None:
+            arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if (packed := arrays.get("STREAM_CHUNK")) is not None:
                 self._counters.increment(Counter.HANDLED)
-                chunk = StreamChunk.unpack(packed)
-                stream_id, ids, extras = chunk.stream_id, chunk.token_ids, chunk.extras
+                stream_id, ids, extras = unpack_chunk(packed)
             else:
-                ids = _token_ids(inputs)
+                ids, extras = _token_ids(Tensors(arrays)), NO_EXTRAS
             reply = self._detokenizer.handle(stream_id, ids, extras)
         except Exception as error:
             if not isinstance(error, MixtralError):
@@ -69,7 +71,13 @@ class DetokenizerModel:
             self._forget(stream_id)
         elif reply.stop or (reply.check and request.is_cancelled()):
             self._stop(stream_id, FinishReason.STOP if reply.stop else FinishReason.CANCELLED)
-        return response(reply.outputs)
+        # Always a text, even an empty one: NVIDIA's clients index it without looking.
+        tensors = [self._texts[reply.text] if reply.tokens <= 1 else _text_tensor(reply.text)]
+        if reply.count:
+            tensors.append(self._counts[reply.count])
+        if reply.outputs:
+            tensors += [pb_utils.Tensor(name, array) for name, array in reply.outputs.items()]
+        return pb_utils.InferenceResponse(tensors)
 
     def close(self) -> None:
         self._metrics.close()
@@ -85,6 +93,10 @@ class DetokenizerModel:
     def _forget(self, stream_id: int | None) -> None:
         if stream_id is not None:
             self._stopping.discard(stream_id)
+
+
+def _text_tensor(text: bytes) -> Any:
+    return pb_utils.Tensor("OUTPUT", np.array([text], np.object_))
 
 
 def _token_ids(inputs: Tensors) -> list[int]:

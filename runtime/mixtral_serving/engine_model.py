@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtral_runtime.engine import MAX_PRIORITY, Engine, FinishReason, Output, Request
+from mixtral_runtime.engine import GREEDY, MAX_PRIORITY, Engine, FinishReason, Output, Request
 from mixtral_runtime.errors import InvalidArgument, MixtralError
 from mixtral_runtime.process_memory import process_memory
 from mixtral_serving import statistics_file
@@ -17,7 +17,8 @@ from mixtral_serving.counters import CANARY_ID, Counters
 from mixtral_serving.engine_metrics import EngineMetrics
 from mixtral_serving.engine_request import engine_request
 from mixtral_serving.metrics import Registry
-from mixtral_serving.stream_chunk import NO_EXTRAS, ChunkExtras, StreamChunk
+from mixtral_serving.prepared_prompt import PreparedPrompt
+from mixtral_serving.stream_chunk import NO_EXTRAS, ChunkExtras, pack_chunk
 from mixtral_serving.streams import Stream, Streams
 from mixtral_serving.tensors import Array, Tensors
 from mixtral_serving.triton import TritonSender, as_mixtral_error, error_response, read, response
@@ -71,15 +72,15 @@ class EngineModel:
             statistics_file.write(self._statistics_path, stats)
             sender.end()
             return
-        request, flags = engine_request(inputs, self._end_id)
+        packed = inputs.array("prepared_prompt")
+        prepared = None if packed is None else PreparedPrompt.unpack(packed)
+        request, flags = engine_request(inputs, self._end_id, prepared)
         if request_id and request_id == self._canary_id:
             request = replace(request, priority=MAX_PRIORITY)
-        context = inputs.array("stream_context")
-        packed = None if context is None else context.tobytes()
-        stream = Stream(sender, request_id, flags, request.streaming, packed)
-        if not request.sampling.greedy:
-            stream.seed = request.sampling.seed
-        self._streams.submit(request, stream)
+        context = None if prepared is None else prepared.context
+        sampling = request.sampling
+        seed = None if sampling is GREEDY or sampling.greedy else sampling.seed
+        self._streams.submit(request, Stream(sender, request_id, flags, request.streaming, context, seed))
 
 
 def stop_reason(inputs: Tensors) -> FinishReason:
@@ -107,29 +108,25 @@ def warm_up(engine: Engine) -> None:
 def respond(stream: Stream, output: Output | None) -> Any:
     """One engine output as a response; without an output, an empty one that shows a cancel to `postprocessing`.
 
+    In the ensemble one tensor says what the detokenizer reads or cuts; few responses have more, which goes past it.
     An error of a stream of the ensemble travels in the chunk, because the ensemble would otherwise end without
     `postprocessing` learning of it.
     """
     if stream.context is not None:
-        return response(chunk_tensors(stream, output))
+        ids = [] if output is None else output.token_ids
+        chunk = pack_chunk(stream.stream_id, ids, _extras(stream, output))
+        return response({"STREAM_CHUNK": chunk, **_once(stream, output)})
     if output is not None and output.error is not None:
         return error_response(output.error)
     return response(output_tensors(stream, output))
-
-
-def chunk_tensors(stream: Stream, output: Output | None) -> dict[str, Array]:
-    """For the ensemble: what the detokenizer reads or cuts, and what goes past it to the client."""
-    ids = [] if output is None else output.token_ids
-    chunk = StreamChunk(stream.stream_id, ids, _extras(stream, output))
-    return {"STREAM_CHUNK": chunk.pack(), **_once(stream, output)}
 
 
 def _extras(stream: Stream, output: Output | None) -> ChunkExtras:
     context = stream.context if stream.sent == 0 else None
     if output is None:
         return NO_EXTRAS if context is None else ChunkExtras(context)
-    if context is None and output.finish_reason is None and output.log_probs is None:  # nearly all of them
-        return NO_EXTRAS
+    if output.finish_reason is None and output.log_probs is None:  # nearly all of them
+        return NO_EXTRAS if context is None else ChunkExtras(context)
     tops = output.top_log_probs or None
     return ChunkExtras(
         context,

@@ -5,13 +5,14 @@ behind our seam cannot do is refused by name and value, never ignored.
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mixtral_runtime.engine import Request, SamplingParams
+from mixtral_runtime.engine import GREEDY, Request, SamplingParams
 from mixtral_runtime.errors import InvalidArgument
-from mixtral_serving.tensors import Tensors, check_single_row, unpack_words
+from mixtral_serving.prepared_prompt import PreparedPrompt
+from mixtral_serving.tensors import Array, Tensors, check_single_row, unpack_words
 
 # Inputs that NVIDIA's clients send with a value that changes nothing. Any other value is refused.
 NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
@@ -32,32 +33,34 @@ NEUTRAL_VALUES: dict[str, tuple[float, ...]] = {
     "lora_task_id": (0,),
 }
 # Inputs that carry data for features that are not there: refused unless empty.
-UNSUPPORTED_DATA = (
-    "draft_input_ids",
-    "draft_logits",
-    "decoder_input_ids",
-    "decoder_input_lengths",
-    "prompt_embedding_table",
-    "prompt_table_extra_ids",
-    "encoder_input_features",
-    "encoder_output_lengths",
-    "cross_attention_mask",
-    "mrope_rotary_cos_sin",
-    "mrope_position_deltas",
-    "lora_weights",
-    "lora_config",
-    "context_phase_params",
-    "retention_token_range_starts",
-    "retention_token_range_ends",
-    "retention_token_range_priorities",
-    "retention_token_range_durations_ms",
-    "retention_decode_priority",
-    "retention_decode_duration_ms",
-    "guided_decoding_guide_type",
-    "guided_decoding_guide",
-    "lookahead_window_size",
-    "lookahead_ngram_size",
-    "lookahead_verification_set_size",
+UNSUPPORTED_DATA = frozenset(
+    {
+        "draft_input_ids",
+        "draft_logits",
+        "decoder_input_ids",
+        "decoder_input_lengths",
+        "prompt_embedding_table",
+        "prompt_table_extra_ids",
+        "encoder_input_features",
+        "encoder_output_lengths",
+        "cross_attention_mask",
+        "mrope_rotary_cos_sin",
+        "mrope_position_deltas",
+        "lora_weights",
+        "lora_config",
+        "context_phase_params",
+        "retention_token_range_starts",
+        "retention_token_range_ends",
+        "retention_token_range_priorities",
+        "retention_token_range_durations_ms",
+        "retention_decode_priority",
+        "retention_decode_duration_ms",
+        "guided_decoding_guide_type",
+        "guided_decoding_guide",
+        "lookahead_window_size",
+        "lookahead_ngram_size",
+        "lookahead_verification_set_size",
+    }
 )
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
 MAX_STREAM_INTERVAL = 1024
@@ -73,23 +76,65 @@ class ResponseFlags:
     interval: int = 1
 
 
-def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request, ResponseFlags]:
-    """Raises InvalidArgument with the tensor's name, its value and what is allowed.
+_NO_FLAGS = ResponseFlags(log_probs=False, num_input_tokens=False, num_output_tokens=False)
+_SAMPLING = frozenset(
+    {
+        "temperature",
+        "runtime_top_k",
+        "runtime_top_p",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "seed",
+    }
+)
+_OPTIONS = frozenset(
+    {
+        "timeout_ms",
+        "stream_interval",
+        "min_tokens",
+        "return_log_probs",
+        "return_prompt_log_probs",
+        "top_log_probs",
+        "return_num_input_tokens",
+        "return_num_output_tokens",
+    }
+)
+
+
+def engine_request(
+    inputs: Tensors, default_end_id: int | None, prepared: PreparedPrompt | None = None
+) -> tuple[Request, ResponseFlags]:
+    """prepared: what `preprocessing` made of the prompt and its words, instead of the tensors for them.
+
+    Raises InvalidArgument with the tensor's name, its value and what is allowed.
 
     Sampling: with none of temperature, runtime_top_k, runtime_top_p and min_p given, and with temperature 0 or
     runtime_top_k 1, the choice is greedy; otherwise those given apply, and a missing temperature is 1. A
     runtime_top_p of 0 counts as not given, as it does in NVIDIA's model. Without a seed one is drawn.
     """
     refuse_unsupported(inputs)
-    ids = inputs.ids("input_ids")
-    if ids is None:
-        raise InvalidArgument("input_ids is missing, it must have at least one token")
-    length = inputs.one("input_lengths", len(ids))
-    if not 0 <= length <= len(ids):
-        raise InvalidArgument(f"input_lengths is {length}, it must be from 0 to the {len(ids)} ids of input_ids")
-    if not inputs.flag("streaming") and not inputs.flag("exclude_input_in_output", True):
+    prepared = prepared or _prompt(inputs)
+    streaming = inputs.flag("streaming")
+    if not streaming and not inputs.flag("exclude_input_in_output", True):
         # Streams never repeat the prompt; the ensemble puts its text in front by itself.
         raise InvalidArgument("exclude_input_in_output is 0, without streaming this engine supports only 1")
+    request = Request(
+        prompt_ids=prepared.token_ids,
+        max_tokens=inputs.required("request_output_len"),
+        sampling=_sampling(inputs) if inputs.has_any(_SAMPLING) else GREEDY,
+        end_id=None if inputs.flag("ignore_eos") else _end_id(inputs, default_end_id),
+        stop_sequences=prepared.stop_sequences,
+        bad_sequences=prepared.bad_sequences,
+        logit_bias=prepared.logit_bias,
+        streaming=streaming,
+    )
+    # Asked at once, for most requests have none of them.
+    return _with_options(request, inputs) if inputs.has_any(_OPTIONS) else (request, _NO_FLAGS)
+
+
+def _with_options(request: Request, inputs: Tensors) -> tuple[Request, ResponseFlags]:
     timeout_ms = inputs.one("timeout_ms")
     if timeout_ms is not None and not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
         raise InvalidArgument(f"timeout_ms is {timeout_ms}, it must be from 1 to {MAX_TIMEOUT_MS}")
@@ -103,16 +148,9 @@ def engine_request(inputs: Tensors, default_end_id: int | None) -> tuple[Request
         num_output_tokens=inputs.flag("return_num_output_tokens"),
         interval=interval,
     )
-    request = Request(
-        prompt_ids=ids[:length],
-        max_tokens=inputs.required("request_output_len"),
-        sampling=_sampling(inputs),
-        end_id=None if inputs.flag("ignore_eos") else _end_id(inputs, default_end_id),
-        stop_sequences=unpack_words("stop_words_list", inputs.array("stop_words_list")),
+    request = replace(
+        request,
         min_tokens=inputs.one("min_tokens", 0),
-        bad_sequences=unpack_words("bad_words_list", inputs.array("bad_words_list")),
-        logit_bias=_logit_bias(inputs),
-        streaming=inputs.flag("streaming"),
         return_log_probs=flags.log_probs,
         return_prompt_log_probs=inputs.flag("return_prompt_log_probs"),
         top_log_probs=top_log_probs,
@@ -140,12 +178,28 @@ def _sampling(inputs: Tensors) -> SamplingParams:
     )
 
 
-def _logit_bias(inputs: Tensors) -> dict[int, float]:
-    """NVIDIA's tensor has a value for every token; nearly all are zero."""
-    if (array := inputs.array("embedding_bias")) is None:
-        return {}
-    check_single_row("embedding_bias", array)
-    values = array.reshape(-1)
+def _prompt(inputs: Tensors) -> PreparedPrompt:
+    """Of NVIDIA's tensors, from a client of this model itself."""
+    ids = inputs.ids("input_ids")
+    if ids is None:
+        raise InvalidArgument("input_ids is missing, it must have at least one token")
+    length = inputs.one("input_lengths", len(ids))
+    if not 0 <= length <= len(ids):
+        raise InvalidArgument(f"input_lengths is {length}, it must be from 0 to the {len(ids)} ids of input_ids")
+    bias = inputs.array("embedding_bias")
+    if bias is not None:
+        check_single_row("embedding_bias", bias)
+    return PreparedPrompt(
+        ids[:length],
+        context=b"",
+        stop_sequences=unpack_words("stop_words_list", inputs.array("stop_words_list")),
+        bad_sequences=unpack_words("bad_words_list", inputs.array("bad_words_list")),
+        logit_bias={} if bias is None else logit_bias(bias.reshape(-1)),
+    )
+
+
+def logit_bias(values: Array) -> dict[int, float]:
+    """[vocabulary]: NVIDIA's tensor has a value for every token; nearly all are zero."""
     (ids,) = np.nonzero(values)  # a NaN is among them, and is refused with its token
     return dict(zip(ids.tolist(), values[ids].tolist(), strict=True))
 

@@ -15,35 +15,35 @@ class Pending:
     """
 
     def __init__(self) -> None:
-        self._ready: dict[int, list[Output]] = {}
+        self.ready: dict[int, list[Output]] = {}  # what may be sent now, by request
         self._held: dict[int, list[Output]] = {}
         self._held_tokens: dict[int, int] = {}
 
-    def __bool__(self) -> bool:
-        """Whether something may be sent now."""
-        return bool(self._ready)
-
     def add(self, output: Output, interval: int = 1) -> None:
         """interval: how many tokens must come together before the stream's entry is ready; a final output always is."""
-        if (waiting := self._ready.get(output.id)) is not None:
+        if (waiting := self.ready.get(output.id)) is not None:
             waiting.append(output)
+            return
+        if interval == 1 and output.id not in self._held:
+            self.ready[output.id] = [output]
             return
         parts = self._held.setdefault(output.id, [])
         parts.append(output)
         count = self._held_tokens.get(output.id, 0) + len(output.token_ids)
         if output.final or count >= interval:
-            self._ready[output.id] = self._held.pop(output.id)
+            self.ready[output.id] = self._held.pop(output.id)
             self._held_tokens.pop(output.id, None)
         else:
             self._held_tokens[output.id] = count
 
     def take(self) -> Output:
         """The oldest ready entry as one output."""
-        engine_id = next(iter(self._ready))
-        return merged(self._ready.pop(engine_id))
+        engine_id = next(iter(self.ready))
+        parts = self.ready.pop(engine_id)
+        return parts[0] if len(parts) == 1 else merged(parts)
 
     def drop(self, engine_id: int) -> None:
-        self._ready.pop(engine_id, None)
+        self.ready.pop(engine_id, None)
         self._held.pop(engine_id, None)
         self._held_tokens.pop(engine_id, None)
 
@@ -51,8 +51,6 @@ class Pending:
 def merged(parts: list[Output]) -> Output:
     """Successive outputs of one request as one."""
     last = parts[-1]
-    if len(parts) == 1:
-        return last
     return Output(
         last.id,
         [token for part in parts for token in part.token_ids],

@@ -15,7 +15,7 @@ from mixtral_serving.vocabulary import Vocabulary
 ROLES = ("system", "user", "assistant")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prompt:
     """ids: what the model sees, BOS exactly once. text: the same as text. strip_space: whether the answer begins with
     a space that is not part of it, as it does after a chat template."""

@@ -6,7 +6,8 @@ token ids as they are, and what few responses carry as JSON behind them.
 """
 
 import json
-from dataclasses import dataclass, field, fields
+from array import array
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ _WORD = 4  # bytes of a value
 _FOREIGN = "STREAM_CHUNK is none that the engine model made"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkExtras:
     """context: of the stream, with its first response. error: a MixtralError's text. log_probs, top_ids, top_log_probs:
     per token, the last two [tokens][alternatives]."""
@@ -31,6 +32,9 @@ class ChunkExtras:
     log_probs: list[float] | None = None
     top_ids: list[list[int]] | None = None
     top_log_probs: list[list[float]] | None = None
+
+    def has_context_at_most(self) -> bool:
+        return self is NO_EXTRAS or (self.finish_reason is None and self.error is None and self.log_probs is None)
 
     def is_sound(self) -> bool:
         return (
@@ -53,47 +57,39 @@ NO_EXTRAS = ChunkExtras()
 _NAMES = tuple(f.name for f in fields(ChunkExtras))[1:]
 
 
-@dataclass(frozen=True, slots=True)
-class StreamChunk:
-    """stream_id: below 2**64."""
-
-    stream_id: int
-    token_ids: list[int]
-    extras: ChunkExtras = field(default=NO_EXTRAS)
-
-    def pack(self) -> Array:
-        """[1, values] int32: header, token ids, and the extras' bytes filled up to whole values: the context as it is,
-        a line break, the rest as JSON."""
-        ids = self.token_ids
-        values = np.array(
-            [[(self.stream_id & 0xFFFFFFFF) - _HALF, (self.stream_id >> 32) - _HALF, len(ids), *ids]], np.int32
-        )
-        if (extras := self.extras) is NO_EXTRAS:
-            return values
+def pack_chunk(stream_id: int, token_ids: list[int], extras: ChunkExtras = NO_EXTRAS) -> Array:
+    """[1, values] int32: header, token ids, and the extras' bytes filled up to whole values: the context as it is,
+    a line break, the rest as JSON. stream_id: below 2**64."""
+    values = (stream_id & 0xFFFFFFFF) - _HALF, (stream_id >> 32) - _HALF, len(token_ids), *token_ids
+    packed = array("i", values).tobytes()
+    if extras is not NO_EXTRAS:
         rest = {name: value for name in _NAMES if (value := getattr(extras, name)) is not None}
-        packed = (extras.context or b"") + b"\n" + (json.dumps(rest).encode() if rest else b"")
+        packed += (extras.context or b"") + b"\n" + (json.dumps(rest).encode() if rest else b"")
         packed += b" " * (-len(packed) % _WORD)
-        chunk: Array = np.concatenate([values[0], np.frombuffer(packed, np.int32)])[None]
-        return chunk
+    chunk: Array = np.frombuffer(packed, np.int32)[None]
+    return chunk
 
-    @classmethod
-    def unpack(cls, packed: Array) -> "StreamChunk":
-        """Raises InvalidArgument when it is none of `pack`: anybody may call `postprocessing` with their own."""
-        if packed.size < _HEADER:
-            raise InvalidArgument(f"STREAM_CHUNK has {packed.size} values, it must have at least {_HEADER}")
-        low, high, count, *ids = packed.reshape(-1).tolist()
-        if not 0 <= count <= len(ids):
-            raise InvalidArgument(_FOREIGN)
-        stream_id = (low + _HALF) | (high + _HALF) << 32
-        if count == len(ids):
-            return cls(stream_id, ids)
-        return cls(stream_id, ids[:count], _extras(packed.reshape(-1)[_HEADER + count :].tobytes()))
+
+def unpack_chunk(packed: Array) -> tuple[int, list[int], ChunkExtras]:
+    """Stream id, token ids and extras. Raises InvalidArgument when it is none of `pack_chunk`: anybody may call
+    `postprocessing` with their own."""
+    if packed.size < _HEADER:
+        raise InvalidArgument(f"STREAM_CHUNK has {packed.size} values, it must have at least {_HEADER}")
+    low, high, count, *ids = packed.reshape(-1).tolist()
+    stream_id = (low + _HALF) | (high + _HALF) << 32
+    if count == len(ids):
+        return stream_id, ids, NO_EXTRAS
+    if not 0 <= count < len(ids):
+        raise InvalidArgument(_FOREIGN)
+    return stream_id, ids[:count], _extras(packed.reshape(-1)[_HEADER + count :].tobytes())
 
 
 def _extras(packed: bytes) -> ChunkExtras:
     context, _, rest = packed.partition(b"\n")
+    if not rest or rest.isspace():
+        return ChunkExtras(context or None)
     try:
-        given = json.loads(rest) if rest.strip() else {}
+        given = json.loads(rest)
         extras = ChunkExtras(context or None, **given)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidArgument(_FOREIGN) from error

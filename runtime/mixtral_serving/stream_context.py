@@ -1,21 +1,21 @@
-"""What `postprocessing` must know of a request, as the one opaque tensor that reaches it.
+"""What `postprocessing` must know of a request.
 
-An ensemble input cannot be mapped into a step behind a decoupled model, so `preprocessing` packs this, the engine
-model carries it unread and sends it in the first chunk of the stream (`stream_chunk.py`).
+An ensemble input cannot be mapped into a step behind a decoupled model, so `preprocessing` packs this with the prompt
+(`prepared_prompt.py`), the engine model carries it unread and sends it in the stream's first chunk (`stream_chunk.py`).
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import orjson
 
 from mixtral_runtime.errors import InvalidArgument
-from mixtral_serving.tensors import Array
 
-_FOREIGN = "STREAM_CONTEXT is none that preprocessing made"
+_FOREIGN = "the stream's context is none that preprocessing made"
+
+_INT, _STR = {int}, {str}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamContext:
     """prompt_tail: the prompt's last token ids. stops: stop strings. prompt_text: put before the output, or None.
     strip_space: drop one leading space of the output. return_output_ids, return_num_output_tokens: send them along."""
@@ -27,9 +27,9 @@ class StreamContext:
     return_output_ids: bool = False
     return_num_output_tokens: bool = False
 
-    def pack(self) -> Array:
-        """[1, bytes] uint8, JSON: the backend packs strings in Python, twice for each model they pass."""
-        packed = orjson.dumps(
+    def pack(self) -> bytes:
+        """JSON, without a line break."""
+        return orjson.dumps(
             (
                 self.prompt_tail,
                 self.stops,
@@ -39,7 +39,6 @@ class StreamContext:
                 self.return_num_output_tokens,
             )
         )
-        return np.frombuffer(packed, np.uint8)[None]
 
     @classmethod
     def unpack(cls, packed: bytes) -> "StreamContext":
@@ -49,12 +48,8 @@ class StreamContext:
             context = cls(*orjson.loads(packed))
         except (ValueError, TypeError) as error:
             raise InvalidArgument(_FOREIGN) from error
-        if not context._is_sound():
+        tail, stops, text = context.prompt_tail, context.stops, context.prompt_text
+        sound = type(tail) is list and type(stops) is list and (text is None or type(text) is str)
+        if not sound or not {*map(type, tail)} <= _INT or not {*map(type, stops)} <= _STR:
             raise InvalidArgument(_FOREIGN)
         return context
-
-    def _is_sound(self) -> bool:
-        lists = ((self.prompt_tail, int), (self.stops, str))
-        return all(isinstance(items, list) and all(type(item) is kind for item in items) for items, kind in lists) and (
-            self.prompt_text is None or isinstance(self.prompt_text, str)
-        )

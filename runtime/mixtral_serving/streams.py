@@ -5,7 +5,7 @@ fewer and larger responses by itself.
 """
 
 import logging
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Stream:
     streaming: bool
     context: bytes | None
     seed: int | None = None
-    stream_id: int = field(default_factory=lambda: secrets.randbits(64))  # not guessable: it can stop the stream
+    stream_id: int = field(default_factory=lambda: int.from_bytes(os.urandom(8)))  # not guessable: it can stop it
     timeline: Timeline = field(default_factory=Timeline)
     sent: int = 0
     last_sent: float = field(default_factory=time.monotonic)
@@ -96,9 +96,9 @@ class Streams:
         tokens = len(request.prompt_ids)
         first = request.priority == MAX_PRIORITY
         with self._lock:  # an output may be polled before the id is known here
-            if not first:
-                # With nobody waiting the engine is not asked: it would be part of each first token's delay.
-                self._admission.check(tokens, self._engine.stats().queued if len(self._admission) else 0)
+            # With nobody waiting the engine is not asked: it would be part of each first token's delay.
+            if not first and len(self._admission):
+                self._admission.check(tokens, self._engine.stats().queued)
             engine_id = self._engine.submit(request)
             self._live[engine_id] = stream
             if not first:
@@ -136,10 +136,10 @@ class Streams:
         tended = time.monotonic()
         while True:
             closing = self._closing.is_set()
-            outputs = self._engine.poll(0.0 if self._pending else _POLL_S)
+            outputs = self._engine.poll(0.0 if self._pending.ready else _POLL_S)
             self._take(outputs)
             self._send_pending()
-            if closing and not outputs and not self._pending:
+            if closing and not outputs and not self._pending.ready:
                 return
             if (now := time.monotonic()) - tended >= _POLL_S:
                 tended = now
@@ -148,14 +148,16 @@ class Streams:
     def _take(self, outputs: list[Output]) -> None:
         with self._lock:
             for output in outputs:
-                self._admission.begun(output.id)
-                if (stream := self._live.get(output.id)) is not None:  # None: it was given up, the engine was ending it
+                stream = self._live.get(output.id)
+                if stream is None or stream.timeline.first is None:
+                    self._admission.begun(output.id)
+                if stream is not None:  # None: it was given up, the engine was ending it
                     self._pending.add(output, stream.interval)
 
     def _send_pending(self) -> None:
         """A few at a time: what the engine makes meanwhile joins those that still wait."""
         for _ in range(_SENDS_BETWEEN_POLLS):
-            if not self._pending:
+            if not self._pending.ready:
                 return
             if not self._window.is_open(time.monotonic()):
                 time.sleep(_WINDOW_PAUSE_S)

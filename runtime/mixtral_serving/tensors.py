@@ -1,6 +1,6 @@
 """The tensors of a Triton request as plain Python values, with errors that name the tensor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import KeysView, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,15 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 
-    def names(self) -> set[str]:
-        return set(self._arrays)
+    def names(self) -> KeysView[str]:
+        return self._arrays.keys()
 
-    def renamed(self, rename: Callable[[str], str]) -> "Tensors":
-        return Tensors({rename(name): array for name, array in self._arrays.items()})
+    def has_any(self, names: frozenset[str]) -> bool:
+        return not names.isdisjoint(self._arrays)
+
+    def renamed(self, names: Mapping[str, str]) -> "Tensors":
+        """names: the new one of each."""
+        return Tensors({names[name]: array for name, array in self._arrays.items()})
 
     def one(self, name: str, default: Any = None) -> Any:
         """The one value of a tensor as a Python scalar. Raises InvalidArgument when it has more or none."""
@@ -34,7 +38,7 @@ class Tensors:
             return default
         if array.size != 1:
             raise InvalidArgument(f"{name} has {array.size} values, it must have one per request")
-        return array.reshape(-1)[0].item() if array.dtype != np.object_ else array.reshape(-1)[0]
+        return array.item()
 
     def required(self, name: str) -> Any:
         """Like `one`. Raises InvalidArgument when the tensor is absent."""
@@ -43,7 +47,7 @@ class Tensors:
         return self.one(name)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        return bool(self.one(name, default))
+        return bool(self.one(name)) if name in self._arrays else default
 
     def ids(self, name: str) -> list[int] | None:
         """A row of token ids, or None. Raises InvalidArgument when there are several rows."""

@@ -22,7 +22,7 @@ def _one_mark_per_byte(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("mixtral-bytes", _one_mark_per_byte)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """text: what may be sent now. tokens: how many of the pushed tokens belong to the output, fewer than were pushed
     when a stop string ended inside. stopped: a stop string was found, in this call or before."""
@@ -51,8 +51,10 @@ class TextStream:
         self._vocabulary = vocabulary
         self._unfinished = b""  # the beginning of a character
         self._strip_space = False  # not from the prompt
-        self._decode(vocabulary.decode_bytes(prompt_tail[-_TAIL_TOKENS:]), final=False)
-        self._stops = tuple(stop for stop in stops if stop)
+        tail = vocabulary.decode_bytes(prompt_tail[-_TAIL_TOKENS:])
+        if not tail.isascii():
+            self._decode(tail, final=False)
+        self._stops = tuple(filter(None, stops))
         self._held = ""  # may become a stop string
         self._strip_space = strip_space
         self._stopped = False

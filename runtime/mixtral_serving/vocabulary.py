@@ -33,6 +33,8 @@ class Vocabulary:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes of a sequence. Ids outside the vocabulary (a padded head can produce them) have no text."""
         token_bytes, size = self.token_bytes, len(self.token_bytes)
+        if len(ids) == 1 and 0 <= ids[0] < size:  # nearly all calls of a stream
+            return token_bytes[ids[0]]
         return b"".join([token_bytes[i] for i in ids if 0 <= i < size])
 
     @classmethod

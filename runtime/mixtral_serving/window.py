@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mixtral_serving.counters import Counter, Counters
 
 SIZE = 16  # above what the server's own threads keep in flight, below what a client would notice as delay
+_SENT, _HANDLED = int(Counter.SENT), int(Counter.HANDLED)
 STALL_S = 0.1  # a window that does not move for so long has lost count, and is opened again
 
 
@@ -28,8 +29,10 @@ class Window:
 
     def is_open(self, now: float) -> bool:
         """now: on the monotonic clock, in seconds."""
-        sent, handled = self.counters[Counter.SENT], self.counters[Counter.HANDLED]
-        self._lost = min(self._lost, sent - handled)  # some were answered after all
+        values = self.counters.values
+        sent, handled = values[_SENT], values[_HANDLED]
+        if sent - handled < self._lost:
+            self._lost = sent - handled  # some were answered after all
         if sent - handled - self._lost < self.size:
             self._full = None
         elif self._full is None or self._full[0] != handled:

@@ -6,17 +6,31 @@ import numpy as np
 import pytest
 
 from mixtral_runtime.errors import InvalidArgument
+from mixtral_serving.prepared_prompt import PreparedPrompt
 from mixtral_serving.preprocessor import preprocess
 from mixtral_serving.prompt import PromptBuilder
+from mixtral_serving.stream_context import StreamContext
 from mixtral_serving.tensors import Array, Tensors, unpack_words
 
-EVERYTHING = ("INPUT_ID", "REQUEST_INPUT_LEN", "REQUEST_OUTPUT_LEN", "STREAM_CONTEXT", "OUT_END_ID", "OUT_PAD_ID")
+NVIDIA_OUTPUTS = (
+    "INPUT_ID",
+    "REQUEST_INPUT_LEN",
+    "REQUEST_OUTPUT_LEN",
+    "STOP_WORDS_IDS",
+    "BAD_WORDS_IDS",
+    "EMBEDDING_BIAS",
+    "OUT_END_ID",
+    "OUT_PAD_ID",
+)
+ENSEMBLE_OUTPUTS = ("PREPARED_PROMPT",)
 
 
-def prepared(builder: PromptBuilder, **inputs: Any) -> dict[str, Array]:
+def prepared(
+    builder: PromptBuilder, wanted: tuple[str, ...] = (*NVIDIA_OUTPUTS, *ENSEMBLE_OUTPUTS), **inputs: Any
+) -> dict[str, Array]:
     values = {"QUERY": [b"Once"], "REQUEST_OUTPUT_LEN": np.array([8], np.int32)} | inputs
     tensors = Tensors({name: np.array([value]) for name, value in values.items()})
-    return preprocess(builder, tensors, EVERYTHING)
+    return preprocess(builder, tensors, wanted)
 
 
 def words(*texts: str) -> Array:
@@ -28,6 +42,24 @@ def bias_of(outputs: dict[str, Array]) -> dict[int, float]:
     assert bias.dtype == np.float32
     (ids,) = np.nonzero(bias[0])
     return dict(zip(ids.tolist(), bias[0, ids].tolist(), strict=True))
+
+
+def test_the_ensemble_gets_in_one_tensor_what_others_get_in_several(builder: PromptBuilder) -> None:
+    inputs = {
+        "STOP_WORDS_DICT": words("end", "."),
+        "BAD_WORDS_DICT": words("owl"),
+        "LOGIT_BIAS_IDS": np.array([7, 9], np.int32),
+        "LOGIT_BIAS_VALUES": np.array([-100.0, 0.1], np.float32),
+    }
+    several = prepared(builder, NVIDIA_OUTPUTS, **inputs)
+    (packed,) = prepared(builder, ENSEMBLE_OUTPUTS, **inputs).values()
+    one = PreparedPrompt.unpack(packed)
+    assert one.token_ids == several["INPUT_ID"][0].tolist()
+    assert one.stop_sequences == unpack_words("stop", several["STOP_WORDS_IDS"])
+    assert one.bad_sequences == unpack_words("bad", several["BAD_WORDS_IDS"])
+    assert one.logit_bias == bias_of(several)
+    context = StreamContext.unpack(one.context)
+    assert (context.prompt_tail, context.stops) == (one.token_ids[-4:], ["end", "."])
 
 
 def test_a_bad_word_is_banned_after_a_space_and_within_a_word(builder: PromptBuilder) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtral_runtime.errors import InvalidArgument
-from mixtral_serving.stream_chunk import NO_EXTRAS, ChunkExtras, StreamChunk
+from mixtral_serving.stream_chunk import NO_EXTRAS, ChunkExtras, pack_chunk, unpack_chunk
 
 FLOATS = st.floats(width=32, allow_nan=False)
 EXTRAS = st.builds(
@@ -25,26 +25,26 @@ EXTRAS = st.builds(
 
 @given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**31 - 1)), st.just(NO_EXTRAS) | EXTRAS)
 def test_what_was_packed_comes_out(stream_id: int, ids: list[int], extras: ChunkExtras) -> None:
-    packed = StreamChunk(stream_id, ids, extras).pack()
+    packed = pack_chunk(stream_id, ids, extras)
     assert packed.dtype == np.int32
     assert packed.shape[0] == 1
-    assert StreamChunk.unpack(packed) == StreamChunk(stream_id, ids, extras)
+    assert unpack_chunk(packed) == (stream_id, ids, extras)
 
 
 def test_without_extras_it_is_the_ids_and_three_values() -> None:
-    assert StreamChunk(7, [5, 6]).pack().shape == (1, 5)
-    assert StreamChunk.unpack(StreamChunk(7, [5, 6]).pack()).extras is NO_EXTRAS
+    assert pack_chunk(7, [5, 6]).shape == (1, 5)
+    assert unpack_chunk(pack_chunk(7, [5, 6]))[2] is NO_EXTRAS
 
 
 def test_a_log_probability_of_nothing_survives() -> None:
-    packed = StreamChunk(7, [5], ChunkExtras(log_probs=[-math.inf])).pack()
-    assert StreamChunk.unpack(packed).extras.log_probs == [-math.inf]
+    packed = pack_chunk(7, [5], ChunkExtras(log_probs=[-math.inf]))
+    assert unpack_chunk(packed)[2].log_probs == [-math.inf]
 
 
 @pytest.mark.parametrize("values", [[], [1], [1, 2], [1, 2, -1], [1, 2, 1], [1, 2, 2**31 - 1, 5]])
 def test_a_tensor_that_is_too_short_is_refused(values: list[int]) -> None:
     with pytest.raises(InvalidArgument, match="STREAM_CHUNK"):
-        StreamChunk.unpack(np.array([values], np.int32))
+        unpack_chunk(np.array([values], np.int32))
 
 
 WRONG: list[object] = [
@@ -68,4 +68,4 @@ def test_extras_of_another_are_refused_without_an_exception_of_their_own(extras:
     packed += b" " * (-len(packed) % 4)
     values = np.concatenate([np.array([1, 2, 0], np.int32), np.frombuffer(packed, np.int32)])
     with pytest.raises(InvalidArgument, match="none that the engine model made"):
-        StreamChunk.unpack(values[None])
+        unpack_chunk(values[None])

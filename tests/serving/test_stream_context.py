@@ -22,7 +22,7 @@ from mixtral_serving.stream_context import StreamContext
     )
 )
 def test_what_was_packed_comes_out(context: StreamContext) -> None:
-    assert StreamContext.unpack(context.pack().tobytes()) == context
+    assert StreamContext.unpack(context.pack()) == context
 
 
 @pytest.mark.parametrize(

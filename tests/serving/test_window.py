@@ -97,11 +97,11 @@ def test_every_token_of_every_stream_comes_once_and_in_order(
         ids = list(range(len(made.setdefault(stream, [])), len(made[stream]) + count))
         made[stream] += ids
         pending.add(output(stream, *ids), interval)
-        if send_now and pending:
+        if send_now and pending.ready:
             send()
     for stream in made:
         pending.add(output(stream, final=True), interval)
-    while pending:
+    while pending.ready:
         send()
     assert sent == made
 
@@ -115,7 +115,7 @@ def test_streams_take_turns() -> None:
         (2, [20]),
         (3, [30]),
     ]
-    assert not pending
+    assert not pending.ready
 
 
 def test_a_dropped_stream_leaves_nothing() -> None:
@@ -124,7 +124,7 @@ def test_a_dropped_stream_leaves_nothing() -> None:
     pending.add(output(2, 5), interval=9)
     pending.drop(1)
     pending.drop(2)
-    assert not pending
+    assert not pending.ready
     pending.add(output(2, 6, final=True))
     assert pending.take().token_ids == [6]
 

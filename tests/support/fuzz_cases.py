@@ -10,18 +10,18 @@ import math
 
 import numpy as np
 from fuzz_requests import DATATYPES, Case, TensorSpec, Way, WireTensor, models
-from fuzz_values import CHUNKS, CONTEXTS, FLOATS, INTS, sound_values, values
+from fuzz_values import CHUNKS, FLOATS, INTS, PREPARED, sound_values, values
 from hypothesis import strategies as st
+
+from mixtral_serving.tensors import Array
 
 
 @st.composite
 def tensor(draw: st.DrawFn, spec: TensorSpec, damaged: bool) -> WireTensor:
-    if spec.name == "stream_context" and not damaged:
-        packed = draw(st.sampled_from(CONTEXTS))
-        return WireTensor(spec.name, spec.datatype, (1, len(packed)), tuple(packed))
+    if spec.name == "prepared_prompt" and not damaged:
+        return packed_tensor(spec, draw(PREPARED).pack())
     if spec.name == "STREAM_CHUNK" and not damaged and draw(st.booleans()):
-        chunk = draw(CHUNKS).pack()
-        return WireTensor(spec.name, spec.datatype, chunk.shape, tuple(chunk.reshape(-1).tolist()))
+        return packed_tensor(spec, draw(CHUNKS))
     datatype, rank = spec.datatype, len(spec.dims)
     damage = draw(st.sampled_from(["value", "value", "shape", "type", "bytes"])) if damaged else None
     batch = 1
@@ -39,6 +39,10 @@ def tensor(draw: st.DrawFn, spec: TensorSpec, damaged: bool) -> WireTensor:
     if damage == "bytes":
         return WireTensor(spec.name, datatype, shape, made, raw=draw(damaged_bytes(wire.to_bytes())))
     return wire
+
+
+def packed_tensor(spec: TensorSpec, packed: Array) -> WireTensor:
+    return WireTensor(spec.name, spec.datatype, packed.shape, tuple(packed.reshape(-1).tolist()))
 
 
 @st.composite

@@ -8,7 +8,8 @@ from typing import Any
 from fuzz_requests import TensorSpec
 from hypothesis import strategies as st
 
-from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
+from mixtral_serving.prepared_prompt import PreparedPrompt
+from mixtral_serving.stream_chunk import ChunkExtras, pack_chunk
 
 LENGTHS = st.sampled_from([1, 2, 5, 8]) | st.sampled_from([0, -1, 10**6, 2**31 - 1, -(2**31)])
 INTS = st.sampled_from([0, 1, -1, 2, 3, 1023, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63)]) | st.integers(0, 1600)
@@ -78,7 +79,7 @@ SOUND: dict[str, st.SearchStrategy[Any]] = {
 }
 # What the engine model could send, or a client that knows the form.
 CHUNKS = st.builds(
-    StreamChunk,
+    pack_chunk,
     st.integers(0, 3),
     st.lists(st.integers(-1, 1600), max_size=4),
     st.builds(
@@ -90,6 +91,15 @@ CHUNKS = st.builds(
         top_ids=st.none() | st.lists(st.lists(st.integers(-1, 1600), max_size=2), max_size=3),
         top_log_probs=st.none() | st.lists(st.lists(st.floats(width=32), max_size=2), max_size=3),
     ),
+)
+# What preprocessing could make of a prompt, or a client that knows the form.
+PREPARED = st.builds(
+    PreparedPrompt,
+    token_ids=st.lists(st.integers(-1, 1600), max_size=4),
+    context=st.sampled_from(CONTEXTS).filter(lambda context: b"\n" not in context),
+    stop_sequences=st.just([]) | st.lists(st.lists(st.integers(-1, 1600), max_size=2), max_size=3),
+    bad_sequences=st.just([]) | st.lists(st.lists(st.integers(-1, 1600), max_size=2), max_size=3),
+    logit_bias=st.just({}) | st.dictionaries(st.integers(-1, 1600), FLOATS, max_size=3),
 )
 # The same by the names of the models inside the ensemble.
 ALIASES = {

@@ -31,7 +31,7 @@ from mixtral_runtime.errors import MixtralError
 from mixtral_serving.server.installation import unsupported_platform
 from mixtral_serving.server.process import ServerProcess
 from mixtral_serving.server.self_test import self_test
-from mixtral_serving.stream_chunk import ChunkExtras, StreamChunk
+from mixtral_serving.stream_chunk import ChunkExtras, pack_chunk, unpack_chunk
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET_S = float(os.environ.get("MIXTRAL_FUZZ_S", "20"))
@@ -171,11 +171,11 @@ def streams_of(batch: list[Case]) -> set[int]:
         raw = tensor.to_bytes()
         if tensor.name == "STREAM_CHUNK" and len(raw) % 4 == 0:
             with contextlib.suppress(MixtralError):
-                found.add(StreamChunk.unpack(np.frombuffer(raw, np.int32)).stream_id)
+                found.add(unpack_chunk(np.frombuffer(raw, np.int32))[0])
     return found
 
 
 def end_of_stream(stream_id: int) -> Case:
-    chunk = StreamChunk(stream_id, [], ChunkExtras(finish_reason="length")).pack()
+    chunk = pack_chunk(stream_id, [], ChunkExtras(finish_reason="length"))
     tensor = WireTensor("STREAM_CHUNK", "INT32", chunk.shape, tuple(chunk.reshape(-1).tolist()))
     return Case("unary", "postprocessing", (tensor,))
