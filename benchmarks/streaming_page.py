@@ -46,9 +46,8 @@ def _rendered(block: Block, paths: list[Path]) -> str:
     found = []
     for path in paths:
         report = json.loads(path.read_text())
-        note = f" {report['note'][:1].upper()}{report['note'][1:]}." if report.get("note") else ""
         link = f"[result](../benchmarks/results/{path.parent.name}/{path.name})"
-        found.append(f"{block.text(report)}\n`{block.command}`, {link}: {machine_line(report)}{note}\n")
+        found.append(f"{block.text(report)}\n`{block.command}`, {link}: {machine_line(report)}\n")
     return "\n".join(found) or f"Not measured yet: `{block.command}`.\n"
 
 

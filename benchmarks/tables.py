@@ -63,7 +63,8 @@ def machine_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def machine_line(report: Mapping[str, Any]) -> str:
-    """The processor and the versions of a result file."""
+    """The processor and the versions of a result file, and its note if it has one."""
     machine = machine_of(report)
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}."
+    note = f" {report['note'][:1].upper()}{report['note'][1:]}." if report.get("note") else ""
+    return f"{machine['processor']}, {machine['cores']} cores; Python {machine['python']}, {versions}.{note}"

@@ -7,8 +7,8 @@ responses: the backend writes it to shared memory with the first of them and cou
 from collections.abc import Callable, Hashable
 from typing import Any
 
-# Of each of two generations. A response at low load is one token, and most of a text's tokens are few: of English text
-# in Mixtral's vocabulary nine of ten are found again. One takes some 200 bytes of shared memory.
+# Of each of two generations. At low load a response is one token, and of English text in Mixtral's vocabulary 93 to 95
+# of 100 tokens are found here (84,000 tokens of docs/, 123,000 of Python's manual). Each keeps a little shared memory.
 KEPT = 2048
 
 

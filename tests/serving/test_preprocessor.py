@@ -1,17 +1,21 @@
 """Bad words and biases as a client says them become token sequences and one bias per token."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from mixtral_runtime.errors import InvalidArgument
 from mixtral_serving.prepared_prompt import PreparedPrompt
-from mixtral_serving.preprocessor import preprocess
+from mixtral_serving.preprocessor import CLIENT_NAMES, preprocess
 from mixtral_serving.prompt import PromptBuilder
 from mixtral_serving.stream_context import StreamContext
 from mixtral_serving.tensors import Array, Tensors, unpack_words
 
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 NVIDIA_OUTPUTS = (
     "INPUT_ID",
     "REQUEST_INPUT_LEN",
@@ -122,3 +126,9 @@ def test_what_says_nothing_sends_nothing(demo_builder: PromptBuilder) -> None:
 def test_what_does_not_fit_is_refused(demo_builder: PromptBuilder, inputs: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidArgument, match=complaint):
         prepared(demo_builder, **inputs)
+
+
+def test_every_input_of_the_model_has_the_name_that_a_client_gives_it() -> None:
+    config = model_config_pb2.ModelConfig()
+    text_format.Parse((REPOSITORY / "preprocessing" / "config.pbtxt").read_text(), config)
+    assert CLIENT_NAMES.keys() == {tensor.name for tensor in config.input}
