@@ -19,9 +19,6 @@ from mixtral_client.http2_channel import Http2Channel
 
 CONNECTIONS = 4
 SILENCE_S = 60.0  # of a stream; then something has died
-# Between the first requests of two streams. Hundreds in the same instant, straight to an engine model that answers
-# them at once, make this Triton's stub write where it must not (docs/reliability.md).
-STAGGER_S = 0.001
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 COUNTS = ("num_output_tokens", "sequence_length")  # outputs that say how many tokens a response has
 
@@ -102,9 +99,7 @@ async def _run_streams(port: int, requests: Sequence[bytes]) -> list[tuple[int, 
     try:
         for channel in channels:
             await channel.connect()
-        return await asyncio.gather(
-            *[_run(channels[i % CONNECTIONS], request, i * STAGGER_S) for i, request in enumerate(requests)]
-        )
+        return await asyncio.gather(*[_run(channels[i % CONNECTIONS], request) for i, request in enumerate(requests)])
     except TimeoutError as error:
         raise RuntimeError(f"a stream was silent for {SILENCE_S:g} s") from error
     except grpc.RpcError as error:
@@ -114,11 +109,10 @@ async def _run_streams(port: int, requests: Sequence[bytes]) -> list[tuple[int, 
             await channel.close()
 
 
-async def _run(channel: Http2Channel, request: bytes, after_s: float) -> tuple[int, list[int], list[bytes]]:
+async def _run(channel: Http2Channel, request: bytes) -> tuple[int, list[int], list[bytes]]:
     """When it was asked, and the times and bytes of the responses."""
     times: list[int] = []
     responses: list[bytes] = []
-    await asyncio.sleep(after_s)
     loop = asyncio.get_running_loop()
     sent = time.monotonic_ns()
     call = channel(request)

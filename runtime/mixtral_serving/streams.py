@@ -4,6 +4,7 @@ What it cannot send yet, because it is busy or the window is full, waits in one 
 fewer and larger responses by itself.
 """
 
+import heapq
 import logging
 import os
 import threading
@@ -23,6 +24,9 @@ from mixtral_serving.window import Window
 
 HEARTBEAT_S = 1.0  # how long a stream may be silent before an empty response shows a cancel
 _POLL_S = 0.1
+# Streams of the engine model's own clients that are asked for a cancel per _POLL_S, in turn: a question goes to the
+# server and back while no response can leave. Of 256 such streams each is asked every 1.6 s, and of a few at once.
+_QUESTIONS = 16
 _SENDS_BETWEEN_POLLS = 8
 _WINDOW_PAUSE_S = 0.0005  # about two responses of the path
 _STOPPING = Unavailable("the server is shutting down")
@@ -53,6 +57,7 @@ class Stream:
     timeline: Timeline = field(default_factory=Timeline)
     sent: int = 0
     last_sent: float = field(default_factory=time.monotonic)
+    last_asked: float = 0.0  # for a cancel
 
     @property
     def interval(self) -> int:
@@ -213,8 +218,10 @@ class Streams:
         for engine_id, stream in live:
             if ending:
                 self._engine.cancel(engine_id)
-            if stream.context is None:
-                if stream.sender.is_cancelled():
-                    self._engine.cancel(engine_id)
-            elif stream.streaming and now - stream.last_sent > HEARTBEAT_S:
+            if stream.context is not None and stream.streaming and now - stream.last_sent > HEARTBEAT_S:
                 self._send(engine_id, stream, None)
+        own = [(stream.last_asked, engine_id, stream) for engine_id, stream in live if stream.context is None]
+        for _, engine_id, stream in heapq.nsmallest(_QUESTIONS, own):  # ids differ: two streams are never compared
+            stream.last_asked = now
+            if stream.sender.is_cancelled():
+                self._engine.cancel(engine_id)

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from mixtral_runtime.errors import Internal, unpack_error
 from mixtral_serving.tensors import Array
-from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, response
+from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, response, send
 
 MAX_CONCURRENT = 64
 _CANCEL_CHECK_S = 0.1
@@ -36,7 +36,7 @@ class _Call:
     def answer(self, answer: Any) -> None:
         with self._lock:
             self._answered = True
-            self._sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            send(self._sender, answer, final=True)
 
     def newly_cancelled(self) -> bool:
         with self._lock:

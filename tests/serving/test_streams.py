@@ -176,6 +176,21 @@ def test_a_client_of_the_engine_model_that_leaves_is_cancelled(engine: ScriptedE
     assert engine.cancelled.get(timeout=WAIT_S) == 101
 
 
+def test_each_of_many_clients_of_the_engine_model_has_its_turn_to_be_asked(
+    engine: ScriptedEngine, served: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_QUESTIONS", 2)
+    monkeypatch.setattr(streams, "_POLL_S", 0.02)
+    senders = [open_stream(served, context=None)[0] for _ in range(5)]
+    for number, sender in enumerate(senders):
+        sender.cancelled = True
+        assert engine.cancelled.get(timeout=WAIT_S) == 101 + number
+        sender.cancelled = False
+        engine.emit(101 + number, final=True)
+        assert sender.next() == ([], True)
+        drain(engine.cancelled)
+
+
 def drain(cancelled: "queue.Queue[int]") -> set[int]:
     found = set()
     while not cancelled.empty():
