@@ -153,14 +153,18 @@ def _chapter(folder: Path, reports: Mapping[str, Any]) -> str:
     machines = [machine_of(report) for report in reports.values()]
     name = f"{machines[0]['processor']}, {machines[0]['cores']} cores" if machines else folder.name
     parts = [f"## {name}\n"]
-    for section in SECTIONS:
-        parts.append(_section(section, folder, reports.get(section.file)))
-    return "\n".join([*parts, _presets(folder)])
+    parts += [_section(section, folder, reports[section.file]) for section in SECTIONS if section.file in reports]
+    missing = [f"`{section.command}`" for section in SECTIONS if section.file not in reports]
+    if (folder / "presets").is_dir():
+        parts.append(_presets(folder))
+    else:
+        missing.append(f"`{PRESETS_COMMAND}`")
+    if missing:
+        parts.append(f"Not measured here yet: {', '.join(missing)}.\n")
+    return "\n".join(parts)
 
 
-def _section(section: Section, folder: Path, report: Mapping[str, Any] | None) -> str:
-    if report is None:
-        return f"### {section.title}\n\nNot measured here yet: `{section.command}`.\n"
+def _section(section: Section, folder: Path, report: Mapping[str, Any]) -> str:
     links = [_link("result", folder / section.file)]
     if section.picture and (folder / section.picture).is_file():
         links.append(_link("picture", folder / section.picture))

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from peers.interface import Figures
 from peers.report import ratios
-from performance_page import PAGE, RESULTS, SECTIONS, main, render
+from performance_page import PAGE, PRESETS_COMMAND, RESULTS, SECTIONS, main, render
 from streaming import ENSEMBLES, TTFT_PROMPTS, summary
 from streaming_measure import Point
 from tables import spread
@@ -152,9 +152,13 @@ def test_peers_are_shown_as_ratios_and_who_was_left_out(tmp_path: Path) -> None:
 
 def test_what_is_missing_names_the_command_that_measures_it(tmp_path: Path) -> None:
     page = page_of(tmp_path, "peers.json", peers_report())
+    (missing,) = [line for line in page.splitlines() if line.startswith("Not measured here yet: ")]
     for section in SECTIONS:
-        assert (f"Not measured here yet: `{section.command}`." in page) == (section.file != "peers.json")
-    assert all(f"#### `{name}`\n\nNot measured here yet." in page for name in PRESETS)
+        assert (f"`{section.command}`" in missing) == (section.file != "peers.json")
+        assert (f"### {section.title}\n" in page) == (section.file == "peers.json")
+    assert f"`{PRESETS_COMMAND}`" in missing
+    (tmp_path / "here" / "presets").mkdir()
+    assert all(f"#### `{name}`\n\nNot measured here yet." in render(tmp_path) for name in PRESETS)
 
 
 def test_each_kind_of_machine_has_a_chapter(tmp_path: Path) -> None:
