@@ -37,6 +37,8 @@ LAYOUT ?= $(if $(filter int8-tensorrt-llm,$(PRECISION)-$(RUNTIME)),$(KERNEL_LAYO
 LLAMA_CPP = $(BIN)python3 -c 'import llama_cpp, pathlib; pathlib.Path(llama_cpp.__file__).with_name("compiler.txt").stat()' \
 	2>/dev/null || benchmarks/peers/install.sh $(BIN)python3
 
+# Tests that start no server share the machine; those of `tests/system` and `tests/benchmarks` have it to themselves.
+SERVERLESS := $(addprefix tests/,build client deploy gateway models runtime scripts serving)
 IMAGE ?= mixtral-triton
 BUILD_FLAGS ?=
 CONTAINER_FLAGS ?=
@@ -91,8 +93,8 @@ stream: $(READY)  ## Stream a completion of PROMPT from the running server.
 stream: export PROMPT := $(PROMPT)
 
 test: lint  ## Lint, types and all tests, the real server included.
-	@$(BIN)python3 -m pytest --numprocesses 2 tests/runtime
-	@$(BIN)python3 -m pytest --ignore tests/runtime
+	@$(BIN)python3 -m pytest --numprocesses 2 --dist worksteal $(SERVERLESS)
+	@$(BIN)python3 -m pytest $(addprefix --ignore ,$(SERVERLESS))
 
 test-external: $(READY)  ## Check our files with other people's programs, which it fetches: Prometheus, Chromium, AIPerf, lm_eval.
 	@scripts/setup_external_tools.sh

@@ -233,6 +233,7 @@ class Connection(asyncio.Protocol):
         self.lost = True
         if not self.greeted.done():
             self.greeted.set_exception(StreamFailed(code, f"failed to connect: {details}"))
+            self.greeted.exception()  # who made this connection may have been cancelled: nobody need look at it
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.fail(StreamFailed(code, details))

@@ -1,6 +1,7 @@
 """The asyncio client's own HTTP/2, before gRPC's server: what is larger than a window, readers that lag, ends."""
 
 import asyncio
+import gc
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,7 +12,7 @@ import grpc
 import pytest
 
 from mixtral_client.http2_channel import Http2Channel
-from mixtral_client.http2_connection import CONNECTION_WINDOW, STREAM_WINDOW
+from mixtral_client.http2_connection import CONNECTION_WINDOW, STREAM_WINDOW, Connection
 from mixtral_client.http2_stream import StreamFailed
 
 METHOD = "/test.Service/Method"
@@ -215,3 +216,22 @@ def test_what_is_not_http2_is_a_failure_to_connect(spoken: bytes) -> None:
         with pytest.raises(StreamFailed, match="failed to connect"):
             run(f"127.0.0.1:{listening.getsockname()[1]}", ask)
         thread.join()
+
+
+def test_a_connection_that_nobody_waits_for_fails_in_silence() -> None:
+    """As one whose caller was cancelled while it was made."""
+    complaints: list[dict[str, Any]] = []
+
+    async def lose_one() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        connection = Connection("127.0.0.1:1")
+        connection.connection_lost(None)
+        with pytest.raises(StreamFailed, match="failed to connect: Socket closed"):
+            await connection.greeted
+        unseen = Connection("127.0.0.1:1")
+        unseen.connection_lost(None)
+        del unseen
+        gc.collect()
+
+    asyncio.run(lose_one())
+    assert complaints == []
