@@ -13,7 +13,7 @@ from typing import Any
 import click
 from machine import describe, slug
 from page import with_blocks
-from tables import Rows, markdown
+from tables import Rows, machine_line, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,6 +31,13 @@ def fault_table(report: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+def block(path: Path) -> str:
+    """The table of a result file, and where it comes from."""
+    report = json.loads(path.read_text())
+    link = f"[result](../benchmarks/results/{path.parent.name}/{path.name})"
+    return f"{fault_table(report)}\n`make bench-faults`, {link}: {machine_line(report)}\n"
+
+
 @click.command(help=__doc__)
 def main() -> None:
     folder = RESULTS / slug(str(describe(())["processor"]))
@@ -42,8 +49,7 @@ def main() -> None:
     )
     if done.returncode != 0:
         sys.exit(done.returncode)
-    table = fault_table(json.loads(path.read_text()))
-    PAGE.write_text(with_blocks(PAGE.read_text(), {"faults": table}))
+    PAGE.write_text(with_blocks(PAGE.read_text(), {"faults": block(path)}))
 
 
 if __name__ == "__main__":
