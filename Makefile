@@ -39,6 +39,7 @@ LLAMA_CPP = $(BIN)python3 -c 'import llama_cpp, pathlib; pathlib.Path(llama_cpp.
 
 # Tests that start no server share the machine; those of `tests/system` and `tests/benchmarks` have it to themselves.
 SERVERLESS := $(addprefix tests/,build client deploy gateway models runtime scripts serving)
+
 IMAGE ?= mixtral-triton
 BUILD_FLAGS ?=
 CONTAINER_FLAGS ?=

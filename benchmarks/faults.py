@@ -13,7 +13,7 @@ from typing import Any
 import click
 from machine import describe, slug
 from page import with_blocks
-from tables import Rows, machine_line, markdown
+from tables import Rows, markdown, source_line
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,8 +34,7 @@ def fault_table(report: dict[str, Any]) -> str:
 def block(path: Path) -> str:
     """The table of a result file, and where it comes from."""
     report = json.loads(path.read_text())
-    link = f"[result](../benchmarks/results/{path.parent.name}/{path.name})"
-    return f"{fault_table(report)}\n`make bench-faults`, {link}: {machine_line(report)}\n"
+    return f"{fault_table(report)}\n{source_line(path, report, 'make bench-faults')}"
 
 
 @click.command(help=__doc__)

@@ -12,7 +12,7 @@ from typing import Any
 
 import streaming_tables
 from page import page_command, with_blocks
-from tables import machine_line
+from tables import source_line
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,8 +46,7 @@ def _rendered(block: Block, paths: list[Path]) -> str:
     found = []
     for path in paths:
         report = json.loads(path.read_text())
-        link = f"[result](../benchmarks/results/{path.parent.name}/{path.name})"
-        found.append(f"{block.text(report)}\n`{block.command}`, {link}: {machine_line(report)}\n")
+        found.append(f"{block.text(report)}\n{source_line(path, report, block.command)}")
     return "\n".join(found) or f"Not measured yet: `{block.command}`.\n"
 
 

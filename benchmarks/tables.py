@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 GIB = 2**30
@@ -60,6 +61,12 @@ def machine_of(report: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `machine.describe` said; two programs name it differently."""
     machine: Mapping[str, Any] = report.get("machine") or report["hardware"]
     return machine
+
+
+def source_line(path: Path, report: Mapping[str, Any], command: str) -> str:
+    """Where the figures above it come from. path: of the result file."""
+    link = f"[result](../benchmarks/results/{path.parent.name}/{path.name})"
+    return f"`{command}`, {link}: {machine_line(report)}\n"
 
 
 def machine_line(report: Mapping[str, Any]) -> str:

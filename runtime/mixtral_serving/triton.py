@@ -76,27 +76,21 @@ def as_mixtral_error(error: Exception) -> MixtralError:
     return error if isinstance(error, MixtralError) else Internal(f"unexpected {type(error).__name__}, see the log")
 
 
-def send(sender: Any, answer: Any, final: bool) -> None:
-    """A response by the backend's response sender. Everything that is sent goes this way.
-
-    The backend drops the tensors that the client did not ask for after it gave up Python's lock. If it held the last
-    reference, arrays would be freed beside running Python code, and the process would end some requests later.
-    """
-    kept = answer.output_tensors()
-    sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
-    del kept
-
-
 class TritonSender:
-    """streams.ResponseSender over the backend's response sender."""
+    """streams.ResponseSender over the backend's response sender, which no model uses by itself."""
 
     def __init__(self, sender: Any) -> None:
         self._sender = sender
         self._ended = False
 
     def send(self, response: Any, final: bool) -> None:
+        """The backend drops the tensors that the client did not ask for after it gave up Python's lock. If it held the
+        last reference, arrays would be freed beside running Python code, and the process would end some requests later.
+        """
+        kept = response.output_tensors()
         self._ended = final
-        send(self._sender, response, final)
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        del kept
 
     def end(self) -> None:
         """The final flag without a response."""

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from mixtral_runtime.errors import Internal, unpack_error
 from mixtral_serving.tensors import Array
-from mixtral_serving.triton import as_mixtral_error, call_engine, error_response, response, send
+from mixtral_serving.triton import TritonSender, as_mixtral_error, call_engine, error_response, response
 
 MAX_CONCURRENT = 64
 _CANCEL_CHECK_S = 0.1
@@ -26,21 +26,19 @@ log = logging.getLogger(__name__)
 class _Call:
     """One unary request under way. The lock keeps the cancel check off a sender that was already answered."""
 
-    def __init__(self, sender: Any) -> None:
+    def __init__(self, sender: TritonSender) -> None:
         self.request_id = str(uuid.uuid4())  # ours, so that a stop request hits this call alone
         self._sender = sender
         self._lock = threading.Lock()
-        self._answered = False
         self._stopping = False
 
     def answer(self, answer: Any) -> None:
         with self._lock:
-            self._answered = True
-            send(self._sender, answer, final=True)
+            self._sender.send(answer, final=True)
 
     def newly_cancelled(self) -> bool:
         with self._lock:
-            if self._answered or self._stopping or not self._sender.is_cancelled():
+            if self._stopping or not self._sender.is_cancelled():
                 return False
             self._stopping = True
             return True
@@ -56,7 +54,7 @@ class UnaryModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            call = _Call(request.get_response_sender())
+            call = _Call(TritonSender(request.get_response_sender()))
             # Copied: the tensors' memory is the request's, which this thread gives back when execute returns.
             inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
             inputs["stream"] = np.zeros((1, 1), np.bool_)

@@ -182,7 +182,7 @@ def test_each_of_many_clients_of_the_engine_model_has_its_turn_to_be_asked(
     monkeypatch.setattr(streams, "_QUESTIONS", 2)
     monkeypatch.setattr(streams, "_POLL_S", 0.02)
     senders = [open_stream(served, context=None)[0] for _ in range(5)]
-    for number, sender in enumerate(senders):
+    for number, sender in reversed(list(enumerate(senders))):  # those before it are asked first, and live on
         sender.cancelled = True
         assert engine.cancelled.get(timeout=WAIT_S) == 101 + number
         sender.cancelled = False

@@ -18,7 +18,7 @@ from mixtral_serving.server.stubs import live_stubs
 
 STREAMS = 256
 TOKENS = 100
-BURSTS = 8  # four of five servers without the repair ended within twelve
+BURSTS = 8  # four of six servers without the repair ended within twelve
 
 
 def wants_the_count_alone(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferRequest:
